@@ -1,0 +1,97 @@
+"""Self-retrieval: is an image found from its caption among the images that compete with it?
+
+A frozen dual encoder gives unit-norm text t_c and images v_j. With scale s, over the images j in scope:
+
+    R_c = log softmax_j(s * <t_c, v_j>) at the own image          (DiscriTune 2023, NDLB 2024)
+
+Equal images share what there is to win: n equal images that beat all others get -log n, rank (n + 1) / 2 and
+accuracy 1 / n. That needs their similarities to be equal to the last bit, and a matrix product doesn't promise it:
+its rounding depends on the position of a column. So equal rows are multiplied once, and their result is copied.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def self_retrieval_rewards(
+    text: Float[Tensor, "C D"],
+    images: Float[Tensor, "N D"],
+    target: Int[Tensor, " C"],
+    scope: Bool[Tensor, "C N"],
+    logit_scale: float,
+) -> Float[Tensor, " C"]:
+    """Log-probability, in nats and at most 0, that the scorer picks the own image of each caption.
+
+    text and images are unit-norm; target is the row of the own image; scope says which images compete.
+    Raises ValueError where the own image of a caption is out of its scope.
+    """
+    similarity = _similarity(text, images, target, scope)
+    logits = (logit_scale * similarity).masked_fill(~scope, -torch.inf)
+    return logits.log_softmax(dim=1).gather(1, target[:, None]).squeeze(1)
+
+
+def retrieval_rank(
+    text: Float[Tensor, "C D"],
+    images: Float[Tensor, "N D"],
+    target: Int[Tensor, " C"],
+    scope: Bool[Tensor, "C N"],
+) -> Float[Tensor, " C"]:
+    """Expected rank of the own image, from 1, when ties are broken by chance: 1 + better + (tied others) / 2."""
+    better, tied = _better_and_tied(text, images, target, scope)
+    return 1 + better + (tied - 1) / 2
+
+
+def self_retrieval_accuracy(
+    text: Float[Tensor, "C D"],
+    images: Float[Tensor, "N D"],
+    target: Int[Tensor, " C"],
+    scope: Bool[Tensor, "C N"],
+) -> Float[Tensor, " C"]:
+    """Probability that the own image comes first, ties broken by chance: 1 / n in a tie of n at the top, else 0."""
+    better, tied = _better_and_tied(text, images, target, scope)
+    return torch.where(better == 0, 1 / tied, 0.0)
+
+
+def bag_scope(bag_of_caption: Int[Tensor, " C"], bag_of_image: Int[Tensor, " N"]) -> Bool[Tensor, "C N"]:
+    """The scope in which an image competes for the captions of its own bag only."""
+    return bag_of_caption[:, None] == bag_of_image[None, :]
+
+
+def _better_and_tied(
+    text: Float[Tensor, "C D"],
+    images: Float[Tensor, "N D"],
+    target: Int[Tensor, " C"],
+    scope: Bool[Tensor, "C N"],
+) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """How many images in scope are more similar than the own one, and how many are equal to it (itself included)."""
+    similarity = _similarity(text, images, target, scope)
+    own = similarity.gather(1, target[:, None])
+    better = ((similarity > own) & scope).sum(dim=1)
+    tied = ((similarity == own) & scope).sum(dim=1)
+    return better.to(similarity.dtype), tied.to(similarity.dtype)
+
+
+def _similarity(
+    text: Float[Tensor, "C D"],
+    images: Float[Tensor, "N D"],
+    target: Int[Tensor, " C"],
+    scope: Bool[Tensor, "C N"],
+) -> Float[Tensor, "C N"]:
+    """Cosines in float32 or better; equal rows of `text` or `images` give results that are equal to the last bit."""
+    if text.ndim != 2 or images.ndim != 2 or text.shape[1] != images.shape[1]:
+        raise ValueError(f"text {tuple(text.shape)} and images {tuple(images.shape)} must be [C, D] and [N, D]")
+    if target.shape != text.shape[:1] or scope.shape != (len(text), len(images)) or scope.dtype != torch.bool:
+        raise ValueError(
+            f"{len(text)} captions and {len(images)} images need target [{len(text)}] and a boolean scope "
+            f"[{len(text)}, {len(images)}], not {tuple(target.shape)} and {scope.dtype} {tuple(scope.shape)}"
+        )
+    outside = int((~scope.gather(1, target[:, None])).sum())
+    if outside:
+        raise ValueError(f"the own image of {outside} of {len(text)} captions is not in their scope")
+    dtype = torch.promote_types(torch.promote_types(text.dtype, images.dtype), torch.float32)
+    text_rows, text_row = torch.unique(text.to(dtype), dim=0, return_inverse=True)
+    image_rows, image_row = torch.unique(images.to(dtype), dim=0, return_inverse=True)
+    return (text_rows @ image_rows.T)[text_row][:, image_row]
