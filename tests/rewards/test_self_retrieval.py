@@ -53,7 +53,6 @@ def test_rank_counts_the_better_and_shares_ties():
 
 @pytest.mark.parametrize("n", [2, 3, 5, 17])
 def test_equal_images_share_the_reward(n):
-    """Width 384 and other images around them: in a plain matrix product equal columns need not give equal sums."""
     image = random_unit(1, 384, seed=n)
     images = torch.cat([random_unit(n, 384, seed=100 + n), image.expand(n, -1), random_unit(40, 384, seed=200 + n)])
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(n))]
@@ -66,6 +65,24 @@ def test_equal_images_share_the_reward(n):
     rewards = self_retrieval_rewards(text, images, target, scope, logit_scale=100.0)
     assert rewards.tolist() == pytest.approx([-math.log(n)] * n, abs=1e-6)
     assert len(set(rewards.tolist())) == 1
+
+
+@pytest.mark.parametrize("width", [64, 256, 384, 512, 513])
+@pytest.mark.parametrize("images", [2, 5, 7, 10, 17, 101])
+def test_ties_are_exact_for_a_single_caption(width, images):
+    """A product of one row goes through kernels whose sums differ from column to column: a plain `text @ images.T`
+    breaks these ties in the last bit, and one image then gets all."""
+    image, text = random_unit(1, width, seed=0), random_unit(1, width, seed=1)
+    arguments = text, image.repeat(images, 1), torch.tensor([images - 1]), torch.ones(1, images, dtype=torch.bool)
+    assert self_retrieval_accuracy(*arguments).tolist() == pytest.approx([1 / images])
+    assert retrieval_rank(*arguments).tolist() == [(images + 1) / 2]
+
+
+@pytest.mark.parametrize("captions", [3, 5])
+def test_equal_captions_score_the_same(captions):
+    text, images = random_unit(1, 64, seed=0).repeat(captions, 1), random_unit(3, 64, seed=1)
+    target, scope = torch.zeros(captions, dtype=torch.long), torch.ones(captions, 3, dtype=torch.bool)
+    assert len(set(self_retrieval_rewards(text, images, target, scope, 100.0).tolist())) == 1
 
 
 def test_equal_captions_of_different_images_win_once():
