@@ -80,7 +80,7 @@ def mine_bags(
 
 
 def random_bags(images: int, size: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """Disjoint bags of `size` rows drawn at random, a control for mined ones; the last images mod size are left over."""
+    """Disjoint bags of `size` rows drawn at random, the control for mined ones; images mod size are left over."""
     _check_size(images, size)
     order = np.random.default_rng(seed).permutation(images).tolist()
     return [tuple(order[start : start + size]) for start in range(0, images - size + 1, size)]
