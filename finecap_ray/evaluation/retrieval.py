@@ -62,7 +62,7 @@ def bootstrap_gain_interval(
 ) -> tuple[float, float]:
     """Interval (low, high) of mean(after) - mean(before), of two systems on the same bags in the same order.
 
-    Each draw takes the same bags for both; what makes a bag hard for both cancels: narrower than two separate intervals.
+    Each draw takes the same bags for both; what makes a bag hard for both cancels, and it is narrower than two of them.
     Raises DataError for different numbers of bags, no bags or an empty one.
     """
     if len(before) != len(after):
