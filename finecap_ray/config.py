@@ -139,6 +139,8 @@ class RlSettings(Section):
     learning_rate: float = Field(3e-4, ge=0)
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    loss_type: Literal["dr_grpo", "grpo", "bnpo", "dapo"] = "dr_grpo"
+    """TRL's names. dr_grpo: summed over tokens, over a constant; grpo: mean over a caption's tokens; dapo: over all tokens."""
     kl_weight: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the start (k3 estimate)."""
     temperature: float = Field(1.0, gt=0)

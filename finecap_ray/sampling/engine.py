@@ -1,0 +1,114 @@
+"""vLLM as the sampler of a ClipCap: the mapper runs here, the decoder in the engine, which takes prefix embeddings.
+
+The engine runs inside this process (no worker process of its own) with float32 and eager mode on CPU, where its
+log-probabilities then equal the trainer's to 1e-5.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+# Read by vllm at import. In-process engine; no pinning of threads, which would starve the neighbours on a shared machine.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import numpy as np
+import torch
+from jaxtyping import Float16
+
+from finecap_ray.captioners.clipcap import ClipCapForConditionalGeneration, ClipCapProcessor
+from finecap_ray.errors import UnsupportedError
+from finecap_ray.records import Rollout
+from finecap_ray.sampling.spec import SamplingSpec
+
+SUPPORTED_VLLM = ("0.29",)
+
+
+class CaptionEngine:
+    """A vLLM engine with loadable weights. `weights_version` is what it samples with (-1: none loaded yet)."""
+
+    def __init__(
+        self, model: ClipCapForConditionalGeneration, processor: ClipCapProcessor, dtype: str, max_sequences: int, kv_cache_gb: int
+    ) -> None:
+        """`model` gives the architecture; its weights are not used: `load` brings them. Raises UnsupportedError for another vllm."""
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gb)
+        LLM = _supported_vllm()
+        self.processor = processor
+        self.mapper = model.model.mapper.eval().requires_grad_(False)
+        self.dtype = getattr(torch, dtype)
+        self.weights_version = -1
+        self._decoder_names = model.decoder_names()
+        self._prompt_token_ids = tuple(processor.prompt_token_ids())
+        self._eos_token_id = processor.tokenizer.eos_token_id
+        decoder_config = model.decoder_config()
+        with tempfile.TemporaryDirectory() as folder:
+            decoder_config.save_pretrained(folder)
+            processor.tokenizer.save_pretrained(folder)
+            self.llm = LLM(
+                str(Path(folder)),
+                dtype=dtype,
+                load_format="dummy",
+                enable_prompt_embeds=True,
+                max_model_len=decoder_config.max_position_embeddings,
+                max_num_seqs=max_sequences,
+                enforce_eager=not torch.cuda.is_available(),
+                enable_prefix_caching=False,
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+            )
+
+    def load(self, weights_version: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Loads the state dict of the trained model."""
+        mapper = {name.removeprefix("model.mapper."): tensor for name, tensor in tensors.items() if name.startswith("model.mapper.")}
+        self.mapper.load_state_dict({name: tensor.float() for name, tensor in mapper.items()})
+        decoder = [(ours, tensors[theirs]) for theirs, ours in self._decoder_names.items()]
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": decoder})
+        self.llm.reset_prefix_cache()
+        self.weights_version = weights_version
+
+    @torch.inference_mode()
+    def sample(
+        self, image_ids: Sequence[str], features: Float16[np.ndarray, "N F"], spec: SamplingSpec, seeds: Sequence[int] | None = None
+    ) -> list[Rollout]:
+        """N images -> N * captions_per_image rollouts, those of an image side by side."""
+        from vllm import SamplingParams
+
+        prefixes = self.mapper(torch.from_numpy(np.asarray(features, dtype=np.float32))).to(self.dtype)
+        params = [
+            SamplingParams(
+                n=spec.captions_per_image,
+                temperature=spec.temperature,
+                max_tokens=spec.max_tokens,
+                seed=None if seeds is None else seeds[row],
+                logprobs=0,
+            )
+            for row in range(len(image_ids))
+        ]
+        outputs = self.llm.generate([{"prompt_embeds": prefix} for prefix in prefixes], params, use_tqdm=False)
+        return [
+            Rollout(
+                image_id=image_id,
+                prompt_token_ids=self._prompt_token_ids,
+                token_ids=tuple(caption.token_ids),
+                logprobs=tuple(step[token].logprob for step, token in zip(caption.logprobs, caption.token_ids, strict=True)),
+                text=caption.text,
+                finish_reason=caption.finish_reason,
+                weights_version=self.weights_version,
+            )
+            for image_id, output in zip(image_ids, outputs, strict=True)
+            for caption in output.outputs
+        ]
+
+
+def _supported_vllm():
+    import vllm
+
+    found = getattr(vllm, "__version__", None) or version("vllm")
+    if not found.startswith(SUPPORTED_VLLM):
+        raise UnsupportedError(f"vllm {found} is installed; this version of finecap-ray runs on {', '.join(SUPPORTED_VLLM)}.x")
+    return vllm.LLM

@@ -1,0 +1,114 @@
+"""The sampler: one caption engine in a Ray actor, which never serves captions of older weights than it is asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from jaxtyping import Float16
+from ray.actor import ActorHandle
+
+from finecap_ray.config import ResourceSettings
+from finecap_ray.errors import DeadlineError, StaleWeightsError
+from finecap_ray.records import Rollout
+from finecap_ray.sampling.weights import WeightBoard, Weights
+
+
+@ray.remote(max_restarts=3, max_task_retries=3)
+class Sampler:
+    """Pulls the current weights before its first caption, also after a restart."""
+
+    def __init__(self, captioner: str, board: ActorHandle, resources: ResourceSettings, log: str) -> None:
+        """`captioner` is the folder whose architecture and tokenizer are sampled from; the weights come from `board`."""
+        from finecap_ray.captioners import load_captioner
+        from finecap_ray.sampling.engine import CaptionEngine
+        from finecap_ray.training.logs import redirect_output
+
+        redirect_output(Path(log))
+        torch.set_num_threads(resources.threads)
+        model, processor = load_captioner(captioner)
+        self.engine = CaptionEngine(
+            model, processor, resources.sampler_dtype, resources.sampler_max_sequences, resources.sampler_kv_cache_gb
+        )
+        self.board = board
+        self.timeout_s = resources.step_timeout_s
+
+    def ready(self) -> bool:
+        return True
+
+    def sync(self, weights_version: int) -> float:
+        """Holds weights of at least `weights_version` afterwards. Returns the seconds it took; raises StaleWeightsError."""
+        started = time.perf_counter()
+        if self.engine.weights_version < weights_version:
+            newest: Weights | None = ray.get(self.board.latest.remote(), timeout=self.timeout_s)
+            if newest is None or newest.version < weights_version:
+                held = "none" if newest is None else newest.version
+                raise StaleWeightsError(f"captions of weights {weights_version} were asked for, the board holds {held}: publish them first")
+            arrays = ray.get(newest.tensors, timeout=self.timeout_s)
+            self.engine.load(newest.version, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+        return time.perf_counter() - started
+
+    def sample(
+        self, weights_version: int, image_ids: Sequence[str], features: Float16[np.ndarray, "N F"], spec, seeds: Sequence[int] | None
+    ) -> list[Rollout]:
+        """Rollouts by weights of at least `weights_version`; see CaptionEngine.sample."""
+        self.sync(weights_version)
+        return self.engine.sample(image_ids, features, spec, seeds)
+
+
+class SamplerPool:
+    """Shares the images of a step among samplers; seeds make the outcome independent of how."""
+
+    def __init__(self, captioner: str, resources: ResourceSettings, logs: str) -> None:
+        """The engines' own output goes to files in the folder `logs`."""
+        self.resources = resources
+        self.board = WeightBoard.remote()
+        options = Sampler.options(num_cpus=1, num_gpus=1 if resources.use_gpu else 0)
+        self.samplers = [options.remote(captioner, self.board, resources, f"{logs}/sampler-{index}.log") for index in range(resources.samplers)]
+
+    def wait_until_ready(self) -> None:
+        """Raises DeadlineError naming the samplers that didn't start in time."""
+        waiting = [sampler.ready.remote() for sampler in self.samplers]
+        ready, missing = ray.wait(waiting, num_returns=len(waiting), timeout=self.resources.start_timeout_s)
+        ray.get(ready)  # raises what the start raised
+        if missing:
+            raise DeadlineError(
+                f"{len(missing)} of {len(waiting)} samplers didn't start within {self.resources.start_timeout_s:.0f} s; "
+                f"each needs 1 CPU{' and 1 GPU' if self.resources.use_gpu else ''}: see `ray status` for what the cluster has"
+            )
+
+    def sync(self, weights_version: int) -> None:
+        """Every sampler holds weights of at least that version afterwards."""
+        self._get([sampler.sync.remote(weights_version) for sampler in self.samplers], f"take weights {weights_version}")
+
+    def sample(self, weights_version: int, image_ids: Sequence[str], features: np.ndarray, spec, seeds: Sequence[int] | None) -> list[Rollout]:
+        """As CaptionEngine.sample, over all samplers. Raises DeadlineError, StaleWeightsError."""
+        shares = [share for share in np.array_split(np.arange(len(image_ids)), len(self.samplers)) if len(share)]
+        calls = [
+            sampler.sample.remote(
+                weights_version,
+                [image_ids[row] for row in share],
+                features[share],
+                spec,
+                None if seeds is None else [seeds[row] for row in share],
+            )
+            for sampler, share in zip(self.samplers, shares, strict=False)
+        ]
+        parts = self._get(calls, f"caption {len(image_ids)} images")
+        return [rollout for part in parts for rollout in part]
+
+    def close(self) -> None:
+        for sampler in self.samplers:
+            ray.kill(sampler)
+        ray.kill(self.board)
+
+    def _get(self, references: list, doing: str) -> list:
+        timeout_s = self.resources.step_timeout_s
+        try:
+            return ray.get(references, timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise DeadlineError(f"the samplers didn't {doing} within {timeout_s:.0f} s: their logs are in the run folder") from error

@@ -1,0 +1,44 @@
+"""Versioned weights through Ray's object store.
+
+The trainer publishes; a sampler that is asked for a version it doesn't have pulls the newest one first. The board is an
+actor of its own and owns the stored copy, so a restarted sampler finds the current weights even while the trainer is down.
+
+    trainer --publish(version, tensors)--> WeightBoard --latest()--> sampler
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    version: int
+    tensors: ray.ObjectRef  # {name: array}; names are those of the trained model's state dict
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class WeightBoard:
+    """Holds the newest weights of one policy."""
+
+    def __init__(self) -> None:
+        self._newest: Weights | None = None
+
+    def publish(self, version: int, tensors: dict[str, np.ndarray]) -> None:
+        """Raises ValueError when `version` isn't newer than the one held: weights never go back."""
+        if self._newest is not None and version <= self._newest.version:
+            raise ValueError(f"weights {version} published after {self._newest.version}")
+        self._newest = Weights(version, ray.put(tensors))
+
+    def latest(self) -> Weights | None:
+        return self._newest
+
+
+def publish(board: ActorHandle, version: int, state_dict: dict, timeout_s: float) -> None:
+    """Publishes a torch state dict and waits until the board holds it."""
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()}
+    ray.get(board.publish.remote(version, tensors), timeout=timeout_s)

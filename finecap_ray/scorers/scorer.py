@@ -1,0 +1,123 @@
+"""The image-text dual encoder that pays the reward (or judges): any open_clip model, always frozen.
+
+`ViT-B-32/openai` is CLIP, fetched from a hub. What `finecap scorer train` makes is a dual encoder of our own, not CLIP.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from finecap_ray.errors import DataError, UnsupportedError
+from finecap_ray.scorers.digest import weight_digest
+from finecap_ray.scorers.tower import decode_image
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+FACTS_FILE = "scorer.json"
+_TEXT_BATCH = 256
+
+
+class Scorer:
+    """A frozen open_clip model with its preprocessing and tokenizer.
+
+    digest        of all weights; bag sets carry it, the reward compares it
+    tower_digest  of the frozen image tower whose cached features `project_features` takes; "" where there is none
+    logit_scale   s of s * cos, as learned
+    """
+
+    def __init__(self, model: torch.nn.Module, preprocess, tokenizer, name: str, tower_digest: str = "") -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.name = name
+        self.tower_digest = tower_digest
+        self.digest = weight_digest(model.state_dict())
+        self.logit_scale = float(model.logit_scale.exp())
+
+    @torch.inference_mode()
+    def embed_images(self, images: list[bytes]) -> Float[Tensor, "n D"]:
+        """Unit-norm embeddings of encoded images. Raises DataError for bytes that aren't an image."""
+        pixels = torch.stack([self.preprocess(decode_image(image)) for image in images])
+        return self.model.encode_image(pixels, normalize=True).float()
+
+    @torch.inference_mode()
+    def project_features(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n D"]:
+        """Unit-norm embeddings from the pooled features of the frozen tower: what `embed_images` gives, without the tower."""
+        return torch.nn.functional.normalize(self.model.visual.head(features.float()), dim=-1)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: list[str]) -> Float[Tensor, "n D"]:
+        """Unit-norm embeddings. Equal strings are embedded once, so that they are equal to the last bit."""
+        unique = list(dict.fromkeys(texts))
+        tokens = self.tokenizer(unique)
+        # Neighbours of like length share a batch, so little of it is padding.
+        lengths = _lengths(tokens)
+        order = lengths.argsort(stable=True)
+        batches = [tokens[rows, : int(lengths[rows].max())] for rows in order.split(_TEXT_BATCH)]
+        embedded = torch.cat([self.model.encode_text(batch, normalize=True).float() for batch in batches])[order.argsort()]
+        row = {text: index for index, text in enumerate(unique)}
+        return embedded[[row[text] for text in texts]]
+
+    def truncated(self, texts: list[str]) -> Float[Tensor, "n"]:
+        """1 where a text fills the scorer's context (its end is cut, or just fits), else 0."""
+        return (_lengths(self.tokenizer(texts)) == self.tokenizer.context_length).float()
+
+
+def _lengths(tokens: Tensor) -> Tensor:
+    """Tokens [n, T] padded with 0 on the right -> number of tokens of each row."""
+    return (tokens != 0).sum(dim=1)
+
+
+def load_scorer(spec: str | Path) -> Scorer:
+    """`NAME/TAG` of open_clip (fetched from a hub where it isn't cached), or a folder written by `save_scorer`.
+
+    Raises DataError where neither exists, UnsupportedError when the weights can't be had on this machine.
+    """
+    folder = Path(spec)
+    if folder.is_dir():
+        return _load_folder(folder)
+    name, _, tag = str(spec).partition("/")
+    if not tag or name not in open_clip.list_models():
+        raise DataError(f"no scorer {str(spec)!r}: give a folder with {CONFIG_FILE}, or NAME/TAG of open_clip, such as ViT-B-32/openai")
+    if tag not in open_clip.list_pretrained_tags_by_model(name):
+        raise DataError(f"open_clip has no weights {tag!r} of {name}; it has {', '.join(open_clip.list_pretrained_tags_by_model(name))}")
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=tag)
+    except (OSError, RuntimeError) as error:
+        raise UnsupportedError(f"the weights of {spec} can't be fetched here ({error}); give a folder that holds them") from error
+    return Scorer(model, preprocess, open_clip.get_tokenizer(name), name=str(spec))
+
+
+def save_scorer(folder: Path, model: torch.nn.Module, model_config: dict, preprocess_config: dict, tokenizer, facts: dict) -> None:
+    """Writes a folder that `load_scorer` and open_clip's own `local-dir:` read. `facts` must hold `tower_digest`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS_FILE)
+    config = {"model_cfg": model_config, "preprocess_cfg": preprocess_config}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    if "hf_model_name" in model_config["text_cfg"]:
+        model.text.transformer.config.save_pretrained(folder)
+        tokenizer.tokenizer.save_pretrained(folder)
+    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+
+
+def _load_folder(folder: Path) -> Scorer:
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise DataError(f"{folder} isn't a scorer: {file} is missing")
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    overrides = {}
+    if "hf_model_name" in config["text_cfg"]:
+        # open_clip resolves neither a relative hf_model_name nor the tokenizer beside the weights.
+        local = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "hf_model_pretrained": False}
+        overrides["text_cfg"] = config["text_cfg"] | local
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", **overrides)
+    facts_file = folder / FACTS_FILE
+    facts = json.loads(facts_file.read_text(encoding="utf-8")) if facts_file.is_file() else {"tower_digest": ""}
+    return Scorer(model, preprocess, open_clip.get_tokenizer(f"local-dir:{folder}"), name=folder.name, tower_digest=facts["tower_digest"])

@@ -1,0 +1,73 @@
+"""The frozen image tower: encoded images -> pooled features, computed once and kept.
+
+Captioner, reward scorer and judge of the embedded set-up all stand on these features, so no image is seen twice.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import timm
+import torch
+from jaxtyping import Float
+from open_clip.transform import image_transform
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from finecap_ray.config import TowerSettings
+from finecap_ray.errors import ConfigError, DataError
+from finecap_ray.scorers.digest import weight_digest
+from finecap_ray.scorers.packages import efficientnet_lite0
+
+# The towers above were trained on (x - 127.5) / 127.5, not on OpenAI's mean and deviation, open_clip's default.
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+class FrozenTower:
+    """`embed(list of encoded images) -> [n, F] float32`; `digest` names weights and preprocessing."""
+
+    def __init__(self, model: torch.nn.Module, image_size: int) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.image_size = image_size
+        self.preprocess = image_transform(image_size, is_train=False, mean=MEAN, std=STD)
+        self.width: int = model.num_features
+        self.digest = weight_digest(model.state_dict(), image_size, MEAN, STD)
+
+    @torch.inference_mode()
+    def embed(self, images: list[bytes]) -> Float[Tensor, "n F"]:
+        """Pooled features. Raises DataError for bytes that aren't an image."""
+        return self.model(torch.stack([self.preprocess(decode_image(image)) for image in images]))
+
+
+def load_tower(settings: TowerSettings) -> FrozenTower:
+    """Raises ConfigError for an unknown timm name or weights that don't exist."""
+    if settings.weights == "package":
+        if settings.model != "tf_efficientnet_lite0":
+            raise ConfigError(f"tower.weights=package holds tf_efficientnet_lite0 only; give a timm tag or a file for {settings.model}")
+        return FrozenTower(efficientnet_lite0(), settings.image_size)
+    if not timm.is_model(settings.model):
+        near = timm.list_models(f"*{settings.model[:8]}*")[:5]
+        raise ConfigError(f"timm knows no model {settings.model!r}; near are {near}")
+    if settings.weights.endswith(".safetensors"):
+        if not Path(settings.weights).is_file():
+            raise ConfigError(f"tower.weights: no file {settings.weights}")
+        model = timm.create_model(settings.model, pretrained=False, num_classes=0)
+        model.load_state_dict(load_file(settings.weights))
+    else:
+        model = timm.create_model(f"{settings.model}.{settings.weights}", pretrained=True, num_classes=0)
+    return FrozenTower(model, settings.image_size)
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """RGB image; transparent parts become white. Raises DataError for bytes that can't be decoded."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"not a decodable image ({len(data)} bytes): {error}") from error
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

@@ -1,0 +1,170 @@
+"""Train a dual encoder on cached features: open_clip's model and loss, the image tower frozen and already run.
+
+Loss = open_clip's contrastive loss + damaged_weight * (own caption against a damaged copy of it, at the same scale).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from finecap_ray.config import ScorerSettings
+from finecap_ray.errors import DataError
+from finecap_ray.evaluation.retrieval import recall_at_1
+from finecap_ray.scorers.damage import damage
+from finecap_ray.scorers.packages import minilm_folder
+from finecap_ray.scorers.scorer import FACTS_FILE, load_scorer, save_scorer
+from finecap_ray.scorers.tower import MEAN, STD, FrozenTower
+
+_MODELS = {"minilm": "effnet_lite0_minilm", "scratch": "effnet_lite0_scratch"}
+_DAMAGED_COPIES = 4  # per caption; drawn anew each epoch from these, so that a frozen text tower embeds each text once
+
+
+def train_scorer(
+    settings: ScorerSettings,
+    tower: FrozenTower,
+    features: Float[Tensor, "N F"],
+    captions: list[list[str]],
+    dev_features: Float[Tensor, "M F"],
+    dev_captions: list[list[str]],
+    folder: Path,
+) -> dict[str, Any]:
+    """Trains on (features[i], captions[i]), writes a scorer into `folder` and returns its facts (also in scorer.json).
+
+    The facts hold its warrant: R@1 among 100 random dev images from their first caption each (chance 1 %), and from
+    all of `dev` at once. Raises DataError when there are fewer images than two.
+    """
+    kept = [row for row, own in enumerate(captions) if own]
+    if len(kept) < 2:
+        raise DataError(f"a scorer needs at least 2 images with captions to train on, got {len(kept)}")
+    features, captions = features[kept], [captions[row] for row in kept]
+    started = time.perf_counter()
+    torch.manual_seed(settings.seed)
+    rng = random.Random(settings.seed)
+    model, config, tokenizer = _build(settings, tower)
+    texts = _TextTable(model, tokenizer, captions, rng, frozen=settings.text == "minilm")
+
+    head, text_parts = model.visual.head, model.text.proj if texts.frozen else model.text
+    trained = [*head.parameters(), *text_parts.parameters(), model.logit_scale]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    batches = max(1, len(features) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.epochs * batches, pct_start=0.1)
+    contrastive = open_clip.ClipLoss()
+    dropout = nn.Dropout(settings.feature_dropout)
+    model.text.train(not texts.frozen)
+    head.train()
+    for _ in range(settings.epochs):
+        for rows in torch.randperm(len(features)).tensor_split(batches):
+            clean, damaged = texts.draw(rows.tolist(), rng)
+            image = nn.functional.normalize(head(dropout(features[rows])), dim=-1)
+            text = nn.functional.normalize(texts.embed(clean), dim=-1)
+            scale = model.logit_scale.exp()
+            loss = contrastive(image, text, scale)
+            if settings.damaged_weight:
+                worse = nn.functional.normalize(texts.embed(damaged), dim=-1)
+                margin = scale * ((image * text).sum(-1) - (image * worse).sum(-1))
+                loss = loss + settings.damaged_weight * nn.functional.softplus(-margin).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, 4.6052)  # at most 100, as in CLIP
+    preprocess = {"mean": MEAN, "std": STD, "size": tower.image_size}
+    facts = {"tower_digest": tower.digest, "images": len(features), "text": settings.text, "seed": settings.seed}
+    save_scorer(folder, model.eval(), config, preprocess, tokenizer, facts)
+
+    scorer = load_scorer(folder)
+    warrant = _warrant(scorer, dev_features, dev_captions)
+    facts |= {"digest": scorer.digest, "logit_scale": scorer.logit_scale, "seconds": time.perf_counter() - started} | warrant
+    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    return facts
+
+
+def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dict[str, Any], Any]:
+    name = _MODELS[settings.text]
+    path = resources.files("finecap_ray.scorers") / "models" / f"{name}.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["embed_dim"] = settings.embed_dim
+    config["vision_cfg"]["image_size"] = tower.image_size
+    config["text_cfg"]["context_length"] = settings.context_length
+    text_config = dict(config["text_cfg"])
+    if settings.text == "minilm":
+        text_config |= {"hf_model_name": str(minilm_folder()), "hf_tokenizer_name": str(minilm_folder()), "hf_model_pretrained": True}
+    with resources.as_file(path) as file:
+        open_clip.add_model_config(file)
+    model = open_clip.create_model(name, embed_dim=settings.embed_dim, vision_cfg=config["vision_cfg"], text_cfg=text_config)
+    model.visual.trunk.load_state_dict(tower.model.state_dict())
+    if settings.text == "minilm":
+        tokenizer = open_clip.tokenizer.HFTokenizer(str(minilm_folder()), context_length=settings.context_length)
+    else:
+        tokenizer = open_clip.SimpleTokenizer(context_length=settings.context_length)
+    model.requires_grad_(False)
+    model.visual.head.requires_grad_(True)
+    (model.text.proj if settings.text == "minilm" else model.text).requires_grad_(True)
+    model.logit_scale.requires_grad_(True)
+    return model, config, tokenizer
+
+
+class _TextTable:
+    """The captions of each image and damaged copies of each; behind a frozen text tower each is run through it once."""
+
+    def __init__(self, model: nn.Module, tokenizer, captions: list[list[str]], rng: random.Random, frozen: bool) -> None:
+        self.model, self.captions, self.frozen = model, captions, frozen
+        vocabulary = sorted({word for own in captions for text in own for word in text.split()})
+        unique = sorted({text for own in captions for text in own})
+        self.damaged = {text: [damage(text, vocabulary, rng) for _ in range(_DAMAGED_COPIES)] for text in unique}
+        every = list(dict.fromkeys([*unique, *(copy for copies in self.damaged.values() for copy in copies)]))
+        self.row = {text: index for index, text in enumerate(every)}
+        self.tokens = tokenizer(every)
+        self.pooled = self._run_frozen_tower() if frozen else None
+
+    def draw(self, images: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+        """Rows of one caption of each image, and of one damaged copy of it."""
+        clean = [rng.choice(self.captions[image]) for image in images]
+        return [self.row[text] for text in clean], [self.row[rng.choice(self.damaged[text])] for text in clean]
+
+    def embed(self, rows: list[int]) -> Tensor:
+        """[n, D], with gradients, not yet unit-norm."""
+        if self.pooled is not None:
+            return self.model.text.proj(self.pooled[rows])
+        tokens = self.tokens[rows]
+        return self.model.encode_text(tokens[:, : int((tokens != 0).sum(1).max())])
+
+    @torch.no_grad()
+    def _run_frozen_tower(self) -> Tensor:
+        """Pooled output of the frozen tower for every text, in batches of like length."""
+        text = self.model.text.eval()
+        lengths = (self.tokens != 0).sum(1)
+        order = lengths.argsort(stable=True)
+        pooled = []
+        for rows in order.split(256):
+            tokens = self.tokens[rows, : int(lengths[rows].max())]
+            mask = (tokens != text.config.pad_token_id).long()
+            pooled.append(text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask))
+        return torch.cat(pooled)[order.argsort()]
+
+
+def _warrant(scorer, features: Tensor, captions: list[list[str]]) -> dict[str, float]:
+    rows = [row for row, own in enumerate(captions) if own]
+    if not rows:
+        return {}
+    images = scorer.project_features(features[rows])
+    texts = scorer.embed_texts([captions[row][0] for row in rows])
+    target = torch.arange(len(rows))
+    warrant = {"dev_images": len(rows), "recall_at_1_of_all": recall_at_1(texts, images, target)}
+    if len(rows) >= 100:
+        generator = torch.Generator().manual_seed(0)
+        draws = [torch.randperm(len(rows), generator=generator)[:100] for _ in range(20)]
+        hundred = torch.arange(100)
+        warrant["recall_at_1_of_100"] = sum(recall_at_1(texts[draw], images[draw], hundred) for draw in draws) / len(draws)
+    return warrant

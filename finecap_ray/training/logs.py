@@ -1,0 +1,51 @@
+"""Where training writes down what it sees: metrics.jsonl, TensorBoard events, and the engines' own output in files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every logged row to a JSON-lines file, numbers only; with `events`, to TensorBoard as well."""
+
+    def __init__(self, path: Path, events: Path | None = None) -> None:
+        self.path = path
+        self.writer = SummaryWriter(str(events)) if events else None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        row = {"step": state.global_step} | {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.writer:
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, state.global_step)
+            self.writer.flush()
+
+
+def redirect_output(path: Path) -> None:
+    """This process's stdout and stderr go to a file from here on, those of C++ libraries too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics file; an interrupted last line is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

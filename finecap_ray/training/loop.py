@@ -1,0 +1,156 @@
+"""The RL loop: bags -> captions (samplers) -> rewards (scorers) -> update (TRL, on Ray Train workers) -> weights -> samplers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+
+from finecap_ray.bags.build import check_scorer, read_manifest
+from finecap_ray.bags.stream import RunStep, plan_run, stream_bags
+from finecap_ray.config import Settings
+from finecap_ray.errors import ConfigError
+from finecap_ray.records import Bag
+from finecap_ray.rewards.actor import RewardPool, RewardRequest
+from finecap_ray.sampling.spec import SamplingSpec
+from finecap_ray.sampling.sampler import SamplerPool
+from finecap_ray.sampling.seeds import caption_seed
+from finecap_ray.sampling.weights import publish
+from finecap_ray.training import advantages
+from finecap_ray.training.ray_train import run_workers
+
+
+@dataclass(frozen=True, slots=True)
+class RlJob:
+    """What an RL worker needs; it crosses the process boundary as one record."""
+
+    settings: Settings
+    captioner: str  # folder of the start
+    bags: str  # folder of the bag set of the training split
+    run_dir: str
+    steps: list[RunStep]
+    resume_from: str | None
+    samplers: SamplerPool
+    rewards: RewardPool
+
+
+def train_rl(settings: Settings, captioner: str, bags: str, scorer: str, references: list[list[str]], run_dir: str) -> None:
+    """Runs (or goes on with) RL and writes the captioner into `<run_dir>/captioner`.
+
+    A checkpoint in `<run_dir>/checkpoints` is gone on from. Raises MismatchError when scorer, bags and captioner don't fit.
+    """
+    manifest = read_manifest(bags)
+    steps = plan_run(manifest, settings.rl, settings.seed)
+    samplers = SamplerPool(captioner, settings.resources, logs=f"{run_dir}/logs")
+    rewards = RewardPool(scorer, settings.rl.reward, references, settings.resources)
+    try:
+        check_scorer(manifest, rewards.digest())
+        samplers.wait_until_ready()
+        job = RlJob(settings, captioner, bags, run_dir, steps, _last_checkpoint(Path(run_dir)), samplers, rewards)
+        run_workers(_worker, {"job": job}, settings.rl.num_workers, settings.resources, f"{run_dir}/logs")
+    finally:
+        samplers.close()
+        rewards.close()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    from finecap_ray.captioners.loader import check_features, load_captioner
+    from finecap_ray.training.logs import MetricsFile, redirect_output
+    from finecap_ray.training.trainer import BagTrainer, grpo_arguments
+
+    job: RlJob = config["job"]
+    settings, run_dir = job.settings, Path(job.run_dir)
+    rank = ray.train.get_context().get_world_rank()
+    redirect_output(run_dir / "logs" / f"rl-{rank}.log")
+    torch.set_num_threads(settings.resources.threads)
+    model, processor = load_captioner(job.captioner)
+    model.train()
+    manifest = read_manifest(job.bags)
+    check_features(model, manifest["tower"]["digest"], model.config.feature_dim)
+    arguments = grpo_arguments(
+        settings.rl,
+        str(run_dir / "checkpoints"),
+        len(job.steps),
+        settings.captioner.max_tokens,
+        settings.resources.use_gpu,
+        settings.seed,
+    )
+    trainer = BagTrainer(
+        model,
+        processor,
+        arguments,
+        settings.rl,
+        bags=lambda step: stream_bags(job.bags, job.steps[step:], rank),
+        rollout=Rollouts(job),
+        estimator=estimator(settings.rl.advantage),
+        callbacks=[MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard")],
+    )
+    trainer.train(resume_from_checkpoint=job.resume_from)
+    if trainer.is_world_process_zero():
+        model.eval().save_pretrained(run_dir / "captioner")
+        processor.save_pretrained(run_dir / "captioner")
+
+
+class Rollouts:
+    """Captions and rewards of one step: publish the weights, sample, score."""
+
+    def __init__(self, job: RlJob) -> None:
+        rl = job.settings.rl
+        self.job = job
+        self.spec = SamplingSpec(rl.captions_per_image, job.settings.captioner.max_tokens, rl.temperature)
+        self.timeout_s = job.settings.resources.step_timeout_s
+
+    def __call__(self, step: int, bags: list[Bag], model: torch.nn.Module):
+        from finecap_ray.training.trainer import ScoredRollouts
+
+        started = time.perf_counter()
+        images = [image for bag in bags for image in bag.images]
+        publish(self.job.samplers.board, step, model.state_dict(), self.timeout_s)
+        self.job.samplers.sync(step)
+        synced = time.perf_counter()
+        rollouts = self.job.samplers.sample(
+            step,
+            [image.image_id for image in images],
+            np.stack([image.features for image in images]),
+            self.spec,
+            [caption_seed(self.job.settings.seed, step, image.image_id) for image in images],
+        )
+        sampled = time.perf_counter()
+        reply = self.job.rewards.score(
+            RewardRequest(
+                texts=[rollout.text for rollout in rollouts],
+                target=np.arange(len(images)).repeat(self.spec.captions_per_image),
+                embeddings=np.stack([image.embedding for image in images]),
+                bag_of_image=np.arange(len(bags)).repeat([len(bag.images) for bag in bags]),
+                references=[image.captions for image in images],
+            )
+        )
+        metrics = reply.metrics | {
+            "seconds/sync": synced - started,
+            "seconds/sampling": sampled - synced,
+            "seconds/scoring": time.perf_counter() - sampled,
+            "captions": len(rollouts),
+            "bag_size": len(images) / len(bags),
+            "ended": sum(rollout.finish_reason == "stop" for rollout in rollouts) / len(rollouts),
+        }
+        return ScoredRollouts(rollouts, reply.components, metrics)
+
+
+def estimator(name: str):
+    """The advantage of that name. `greedy` needs a second decode and isn't wired to the loop."""
+    match name:
+        case "running_mean":
+            return advantages.RunningMean()
+        case "leave_one_out" | "group_mean" | "group_normalised" | "batch_mean":
+            return getattr(advantages, name)
+    raise ConfigError(f"no advantage {name!r}")
+
+
+def _last_checkpoint(run_dir: Path) -> str | None:
+    found = [path for path in (run_dir / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None

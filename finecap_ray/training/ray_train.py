@@ -1,0 +1,36 @@
+"""Run a train function on Ray Train workers, with errors a person can read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from finecap_ray.config import ResourceSettings
+from finecap_ray.errors import FinecapError
+
+
+def run_workers(worker: Callable[[dict[str, Any]], None], config: dict[str, Any], num_workers: int, resources: ResourceSettings, logs: str) -> None:
+    """Runs `worker(config)` on every worker and waits. A FinecapError of a worker is raised here as itself."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(resources.step_timeout_s)),
+        scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=resources.use_gpu),
+        run_config=ray.train.RunConfig(storage_path=str(Path(logs).resolve()), name="ray_train"),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as failure:
+        for error in getattr(failure, "worker_failures", {}).values():
+            cause = getattr(error, "_base_exc", error)
+            while cause is not None:
+                if isinstance(cause, FinecapError):
+                    raise cause from None
+                cause = cause.__cause__
+        raise

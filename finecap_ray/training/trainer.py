@@ -1,0 +1,248 @@
+"""The policy-gradient update: TRL's GRPOTrainer, fed with whole bags. The only file that imports trl.
+
+What is ours: where a step's rows come from (planned bags), where captions and rewards come from (a rollout function),
+which advantages are used, the sampler's log-probs as behaviour policy, and the drift guard. The loss is TRL's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trl
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+
+from finecap_ray.config import RlSettings
+from finecap_ray.errors import ConfigError, DriftError, UnsupportedError
+from finecap_ray.records import Bag, Rollout
+from finecap_ray.training.advantages import RunningMean
+
+SUPPORTED_TRL = ("1.16",)
+ADVANTAGE_STATE_FILE = "advantage_state.json"
+_PROMPT = [{"role": "user", "content": "Describe the image."}]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRollouts:
+    """Captions of a step with their rewards; image by image, captions of one image side by side."""
+
+    rollouts: list[Rollout]  # [C]
+    components: dict[str, np.ndarray]  # reward component -> [C], not weighted; NaN: no signal
+    metrics: dict[str, float]
+
+
+RolloutFunction = Callable[[int, list[Bag], torch.nn.Module], ScoredRollouts]  # (step, bags, model)
+Estimator = Callable[[Float[Tensor, "N G"]], Float[Tensor, "N G"]]
+
+
+class BagTrainer(GRPOTrainer):
+    """GRPOTrainer whose steps are whole bags. One optimizer step per rollout; `micro_batches` forward passes in it."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        processor: Any,
+        arguments: GRPOConfig,
+        settings: RlSettings,
+        bags: Callable[[int], Iterator[list[Bag]]],
+        rollout: RolloutFunction,
+        estimator: Estimator,
+        callbacks: list,
+    ) -> None:
+        """`bags(step)` yields the bags of every step from `step` on, for this worker."""
+        if not trl.__version__.startswith(SUPPORTED_TRL):
+            raise UnsupportedError(f"trl {trl.__version__} is installed; this version of finecap-ray runs on {', '.join(SUPPORTED_TRL)}.x")
+        self._weights = {name: weight for name, weight in component_weights(settings).items() if weight}
+        self._drift_bound = settings.drift_bound
+        self._bags, self._rollout, self._estimator = bags, rollout, estimator
+        self._step_bags: list[Bag] = []
+        self._scored: ScoredRollouts | None = None
+        self._chunks: list[dict[str, Any]] = []
+        self._chunk: dict[str, Any] = {}
+        super().__init__(
+            model,
+            reward_funcs=[_component(name) for name in self._weights],
+            args=arguments,
+            # TRL wants a dataset to look at; the rows of a step come from `get_train_dataloader`.
+            train_dataset=Dataset.from_dict({"prompt": [_PROMPT], "image": [[0.0]]}),
+            processing_class=processor,
+            rollout_func=self._collect,
+            callbacks=callbacks,
+        )
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Every item is the whole step; it is handed out once per micro-batch, as GRPOTrainer expects."""
+        repeats = self.args.gradient_accumulation_steps
+        return torch.utils.data.DataLoader(_Steps(self._bags, self.state, repeats), batch_size=None, collate_fn=_identity)
+
+    def _prepare_inputs(self, step_bags: list[Bag]) -> dict[str, Any]:
+        micro_batches = self.args.gradient_accumulation_steps
+        if self._step % micro_batches == 0:
+            self._step_bags = step_bags
+            rows = [_row(image) for bag in step_bags for image in bag.images for _ in range(self.num_generations)]
+            self._chunks = _split(self._generate_and_score_completions(rows), len(rows), micro_batches)
+        return self._chunks[self._step % micro_batches]
+
+    def _collect(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
+        """TRL's rollout function: the components of the reward travel as extra fields to the reward functions."""
+        model = self.accelerator.unwrap_model(self.model)
+        self._scored = self._rollout(self.state.global_step, self._step_bags, model)
+        for name, value in self._scored.metrics.items():
+            self._metrics["train"][name].append(value)
+        rollouts = self._scored.rollouts
+        return {
+            "prompt_ids": [list(rollout.prompt_token_ids) for rollout in rollouts],
+            "completion_ids": [list(rollout.token_ids) for rollout in rollouts],
+            "logprobs": [list(rollout.logprobs) for rollout in rollouts],
+        } | {name: values.tolist() for name, values in self._scored.components.items()}
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        components = self._scored.components
+        # A component without a signal (NaN) adds nothing to the caption's reward.
+        total = sum(weight * np.nan_to_num(components[name]) for name, weight in self._weights.items())
+        rewards = torch.from_numpy(np.asarray(total, dtype=np.float32)).view(-1, self.num_generations)
+        output["advantages"] = self._estimator(rewards).flatten().to(output["advantages"].device)
+        output["old_per_token_logps"] = output["sampling_per_token_logps"]
+        self._started_update = time.perf_counter()
+        return output
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
+        # TRL averages over the rows of a micro-batch and then over micro-batches: right only where they are equal.
+        self._chunk = inputs
+        return super()._compute_loss(model, inputs) * inputs["share"]
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any):
+        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if torch.is_grad_enabled() and self.model.training:
+            self._guard_drift(result[0].detach())
+        return result
+
+    def _guard_drift(self, logps: Float[Tensor, "C T"]) -> None:
+        """|log p(sampler) - log p(trainer)| of the same tokens, in nats per token. Raises DriftError past the bound."""
+        mask = self._chunk["completion_mask"].bool()
+        drift = (logps - self._chunk["sampling_per_token_logps"]).abs()[mask]
+        mean, largest = drift.mean().item(), drift.max().item()
+        self._metrics["train"]["drift/mean"].append(mean)
+        self._metrics["train"]["drift/max"].append(largest)
+        if not mean <= self._drift_bound:
+            raise DriftError(
+                f"step {self.state.global_step}: sampler and trainer differ by {mean:.2e} nats per token on average (largest "
+                f"{largest:.2e}), the bound is {self._drift_bound:.2e}: stale weights, another temperature, or a lower "
+                "precision on one side (raise rl.drift_bound only for that)"
+            )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self._metrics["train"]["seconds/update"].append(time.perf_counter() - self._started_update)
+        return loss
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes a card of its own into every checkpoint; ours is written once, at the end of a run."""
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if isinstance(self._estimator, RunningMean) and self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            (folder / ADVANTAGE_STATE_FILE).write_text(json.dumps(self._estimator.state_dict()), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self._estimator, RunningMean):
+            self._estimator.load_state_dict(json.loads((Path(checkpoint) / ADVANTAGE_STATE_FILE).read_text(encoding="utf-8")))
+
+
+def grpo_arguments(settings: RlSettings, output_dir: str, max_steps: int, max_tokens: int, use_gpu: bool, seed: int) -> GRPOConfig:
+    """TRL's arguments for our settings. Raises ConfigError where captions don't fill micro-batches."""
+    per_worker = settings.images_per_step * settings.captions_per_image // settings.num_workers
+    micro_batches = -(-per_worker // settings.micro_batch)
+    if settings.captions_per_image < 2:
+        raise ConfigError(f"rl.captions_per_image is {settings.captions_per_image}; TRL's trainer needs 2 or more")
+    return GRPOConfig(
+        output_dir=output_dir,
+        max_steps=max_steps,
+        # With these TRL checks its arithmetic; the true size of a step is that of its bags.
+        per_device_train_batch_size=settings.captions_per_image,
+        gradient_accumulation_steps=micro_batches,
+        steps_per_generation=micro_batches,
+        num_generations=settings.captions_per_image,
+        max_completion_length=max_tokens,
+        temperature=settings.temperature,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=settings.max_grad_norm,
+        weight_decay=0.0,
+        beta=settings.kl_weight,
+        loss_type=settings.loss_type,
+        scale_rewards="none",
+        reward_weights=[weight for weight in component_weights(settings).values() if weight],
+        disable_dropout=True,
+        bf16=settings.bf16,
+        gradient_checkpointing=False,
+        use_cpu=not use_gpu,
+        seed=seed,
+        ignore_data_skip=True,  # the stream starts at the right step by itself
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=settings.keep_checkpoints,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        shuffle_dataset=False,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def component_weights(settings: RlSettings) -> dict[str, float]:
+    return {"self_retrieval": settings.reward.self_retrieval, "cider": settings.reward.cider}
+
+
+class _Steps(torch.utils.data.IterableDataset):
+    def __init__(self, bags: Callable[[int], Iterator[list[Bag]]], state: Any, repeats: int) -> None:
+        self.bags, self.state, self.repeats = bags, state, repeats
+
+    def __iter__(self) -> Iterator[list[Bag]]:
+        for step_bags in self.bags(self.state.global_step):
+            for _ in range(self.repeats):
+                yield step_bags
+
+
+def _identity(item: Any) -> Any:
+    return item
+
+
+def _row(image: Any) -> dict[str, Any]:
+    return {"prompt": _PROMPT, "image": image.features.astype(np.float32), "image_id": image.image_id}
+
+
+def _component(name: str) -> Callable[..., Iterable[float]]:
+    def reward(**fields: Any) -> list[float | None]:
+        return [None if np.isnan(value) else value for value in fields[name]]
+
+    reward.__name__ = name
+    return reward
+
+
+def _split(batch: dict[str, Any], rows: int, parts: int) -> list[dict[str, Any]]:
+    """Row-wise into `parts` nearly equal chunks; `share` makes a mean of their means the mean over all rows."""
+    bounds = np.linspace(0, rows, parts + 1).round().astype(int).tolist()
+    chunks = []
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        chunk = {name: value[start:end] if _per_row(value, rows) else value for name, value in batch.items()}
+        chunks.append(chunk | {"share": (end - start) * parts / rows})
+    return chunks
+
+
+def _per_row(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor | list) and (isinstance(value, list) or value.ndim > 0) and len(value) == rows
