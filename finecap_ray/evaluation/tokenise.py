@@ -1,7 +1,7 @@
 """Words of a caption as coco-caption counts them, without Java.
 
 coco-caption calls Stanford's PTBTokenizer (3.4.1, lower-casing) and drops a list of punctuation. Here it is one regular
-expression: of 65,941 captions of COCO and Flickr8k, 23 are split in another way than by Stanford: initials ("Miami U."),
+expression: of 65,941 captions of COCO and Flickr8k, 23 are split otherwise than by Stanford: initials ("Miami U."),
 tags ("<b>") and the like. The choice matters more than it looks: keeping punctuation moves BLEU-1 by 0.03.
 """
 
