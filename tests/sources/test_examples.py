@@ -1,0 +1,69 @@
+"""read_examples: from every form that is ready for use, and a clear answer where it isn't."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finecap_ray.errors import DataError
+from finecap_ray.records import EXAMPLE_SCHEMA
+from finecap_ray.sources import read_examples
+
+ROWS = [
+    {"image_id": "a", "image": b"1", "captions": ["one"], "split": "train"},
+    {"image_id": "b", "image": b"2", "captions": [], "split": "test"},
+]
+
+
+def table(rows=ROWS, **kwargs):
+    return pa.Table.from_pylist(rows, **kwargs)
+
+
+def test_a_file_a_folder_and_an_imported_folder(tmp_path):
+    (tmp_path / "imported" / "examples").mkdir(parents=True)
+    (tmp_path / "imported" / "manifest.json").write_text("{}")
+    for path in ("one.parquet", "imported/examples/part-0.parquet"):
+        pq.write_table(table(schema=EXAMPLE_SCHEMA), tmp_path / path)
+    for spec in (tmp_path / "one.parquet", tmp_path, tmp_path / "imported", tmp_path / "imported" / "examples"):
+        assert read_examples(str(spec)).to_pylist() == ROWS
+    assert read_examples(f"file://{tmp_path}/one.parquet").schema == EXAMPLE_SCHEMA
+
+
+def test_files_of_a_folder_are_read_in_the_order_of_their_names(tmp_path):
+    for name, row in zip(("part-1.parquet", "part-0.parquet"), ROWS, strict=True):
+        pq.write_table(table([row], schema=EXAMPLE_SCHEMA), tmp_path / name)
+    assert read_examples(str(tmp_path))["image_id"].to_pylist() == ["b", "a"]
+
+
+def test_columns_of_a_kindred_type_are_taken_and_others_left_behind(tmp_path):
+    kindred = table().set_column(1, "image", pa.array([b"1", b"2"], pa.large_binary())).append_column("width", [[3, 4]])
+    pq.write_table(kindred, tmp_path / "a.parquet")
+    assert read_examples(str(tmp_path)).equals(table(schema=EXAMPLE_SCHEMA))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"image_id": "a", "image": b"1"}], "no column captions, split: found image_id, image"),
+        ([{**ROWS[0], "captions": "one"}], "column captions is string, an example needs list"),
+        ([ROWS[0], {**ROWS[1], "image": None}], "1 of 2 rows have no image"),
+    ],
+)
+def test_tables_that_are_no_examples(tmp_path, rows, message):
+    pq.write_table(table(rows), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=message):
+        read_examples(str(tmp_path))
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(DataError, match=r"no examples at .*nowhere"):
+        read_examples(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"has no \.parquet file"):
+        read_examples(str(tmp_path))
+    with pytest.raises(DataError, match="can't open nothing://"):
+        read_examples("nothing://bucket/examples")
+    pq.write_table(table([], schema=EXAMPLE_SCHEMA), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="has no examples"):
+        read_examples(str(tmp_path))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(DataError, match="can't be read as parquet"):
+        read_examples(str(tmp_path))
