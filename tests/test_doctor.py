@@ -1,0 +1,41 @@
+"""The doctor finds this environment healthy, and names what is wrong with another."""
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+from finecap_ray.config import ResourceSettings
+from finecap_ray.doctor import Check, check_disk, diagnose, enough, version_check
+
+
+def test_this_environment_is_healthy():
+    checks = diagnose(ResourceSettings(num_cpus=1, object_store_mb=80))
+    names = [check.name for check in checks]
+    assert names[:5] == ["python", "torch", "transformers", "trl", "ray"] and names[-2:] == ["torchvision", "ray actor"]
+    assert any(name.startswith("vllm") for name in names)
+    # The machine under the tests may be small; the software has to be right.
+    software = [check for check in checks if check.name not in ("memory", "free disk", "cores and GPUs")]
+    assert all(check.ok for check in software), software
+
+
+@pytest.mark.parametrize(
+    ("version", "ok"),
+    [("2.60.0", True), ("2.60.3", True), ("2.61.0", False), ("2.59.9", False), (None, False)],
+)
+def test_a_version_outside_the_range_is_named_with_the_range(version, ok):
+    check = version_check("ray", version, SpecifierSet(">=2.60,<2.61"))
+    assert check.ok is ok and "2.60" in check.detail
+    assert bool(check.remedy) is not ok
+
+
+def test_a_local_build_of_a_supported_version_is_supported():
+    assert version_check("torch", "2.13.0+cpu", SpecifierSet(">=2.13,<2.14")).ok
+
+
+def test_too_little_is_reported_with_both_numbers():
+    check = enough("memory", 3.96, 6, "take a bigger machine")
+    assert check == Check("memory", False, "4.0 GiB (needed: 6 GiB)", "take a bigger machine")
+    assert enough("memory", 6.0, 6, "take a bigger machine").remedy == ""
+
+
+def test_disk_is_that_of_the_folder(tmp_path):
+    assert "GiB" in check_disk(str(tmp_path)).detail
