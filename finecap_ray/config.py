@@ -182,6 +182,28 @@ class ResourceSettings(Section):
     step_timeout_s: float = Field(300, gt=0)
 
 
+class ServeSettings(Section):
+    """The captioning service. It asks for no password: put it behind something that does before it leaves the machine."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 answers other machines."""
+    port: int = Field(8000, ge=1, le=65535)
+    replicas: int = Field(1, ge=1)
+    """Caption engines; each takes 1 CPU, and 1 GPU where resources.use_gpu."""
+    max_batch_size: int = Field(32, ge=1)
+    """Most images captioned together."""
+    batch_wait_s: float = Field(0.01, ge=0)
+    """How long the first image of a batch waits for company."""
+    max_queued: int = Field(256, ge=1)
+    """Images that may wait for an engine; further ones are turned away with 503."""
+    max_image_bytes: int = Field(10 * 2**20, ge=1)
+    max_image_pixels: int = Field(50_000_000, ge=1)
+    """Width times height: a small file may unpack to a huge image."""
+    max_captions: int = Field(16, ge=1)
+    """Most captions of one image per request."""
+    request_timeout_s: float = Field(60, gt=0)
+
+
 class Settings(Section):
     name: str = "run"
     seed: int = 0
@@ -196,6 +218,7 @@ class Settings(Section):
     rl: RlSettings = RlSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     resources: ResourceSettings = ResourceSettings()
+    serve: ServeSettings = ServeSettings()
 
     @model_validator(mode="after")
     def _bags_fit_the_curriculum(self) -> Settings:

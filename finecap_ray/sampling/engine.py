@@ -73,21 +73,22 @@ class CaptionEngine:
 
     @torch.inference_mode()
     def sample(
-        self, image_ids: Sequence[str], features: Float16[np.ndarray, "N F"], spec: SamplingSpec, seeds: Sequence[int] | None = None
+        self, image_ids: Sequence[str], features: Float16[np.ndarray, "N F"], spec: SamplingSpec | Sequence[SamplingSpec], seeds: Sequence[int] | None = None
     ) -> list[Rollout]:
-        """N images -> N * captions_per_image rollouts, those of an image side by side."""
+        """N images -> N * captions_per_image rollouts, those of an image side by side. `spec` is one for all or one per image."""
         from vllm import SamplingParams
 
         prefixes = self.mapper(torch.from_numpy(np.asarray(features, dtype=np.float32))).to(self.dtype)
+        specs = [spec] * len(image_ids) if isinstance(spec, SamplingSpec) else spec
         params = [
             SamplingParams(
-                n=spec.captions_per_image,
-                temperature=spec.temperature,
-                max_tokens=spec.max_tokens,
+                n=one.captions_per_image,
+                temperature=one.temperature,
+                max_tokens=one.max_tokens,
                 seed=None if seeds is None else seeds[row],
                 logprobs=0,
             )
-            for row in range(len(image_ids))
+            for row, one in enumerate(specs)
         ]
         outputs = self.llm.generate([{"prompt_embeds": prefix} for prefix in prefixes], params, use_tqdm=False)
         return [
