@@ -1,8 +1,8 @@
 """The records that cross a process boundary, and their Arrow schemas.
 
-    Example   one image with its captions, as imported
-    Bag       look-alike images with everything that training needs (no joins later)
-    Rollout   one sampled caption, with the log-probabilities of the policy that made it
+Example   one image with its captions, as imported
+Bag       look-alike images with everything that training needs (no joins later)
+Rollout   one sampled caption, with the log-probabilities of the policy that made it
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Example:
 @dataclass(frozen=True, slots=True)
 class BagImage:
     image_id: str
-    image: bytes
+    image: bytes | None  # None where only training reads the bag
     captions: tuple[str, ...]
     embedding: np.ndarray  # [D] float16, unit-norm, of the reward scorer
     features: np.ndarray | None  # [F] float16, of the captioner's frozen tower; None where it isn't frozen
@@ -88,7 +88,7 @@ class BagImage:
         features = row["features"]
         return cls(
             row["image_id"],
-            row["image"],
+            row["image"] if "image" in row else None,
             tuple(row["captions"]),
             np.asarray(row["embedding"], dtype=np.float16),
             None if features is None else np.asarray(features, dtype=np.float16),

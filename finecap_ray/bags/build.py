@@ -1,6 +1,6 @@
 """Build a bag set: mined bags of several sizes as parquet, self-contained, with a manifest that says what made them.
 
-    <folder>/size=5/part-0.parquet ...   <folder>/manifest.json
+<folder>/size=5/part-0.parquet ...   <folder>/manifest.json
 """
 
 from __future__ import annotations
@@ -37,15 +37,23 @@ class BagSource:
     tower: dict[str, str]  # digest; empty where the captioner has no frozen tower
 
 
-def build_bags(source: BagSource, folder: Path, sizes: tuple[int, ...], settings: BagSettings, seed: int) -> dict[str, Any]:
+def build_bags(
+    source: BagSource, folder: Path, sizes: tuple[int, ...], settings: BagSettings, seed: int
+) -> dict[str, Any]:
     """Mines and writes one bag set and returns its manifest. Raises DataError when a size can't be filled."""
     per_size = {}
     for size in sizes:
         bags = mine_bags(
-            source.embeddings, size, seed, max_bags_per_image=settings.max_bags_per_image, neighbours=settings.neighbours
+            source.embeddings,
+            size,
+            seed,
+            max_bags_per_image=settings.max_bags_per_image,
+            neighbours=settings.neighbours,
         )
         if not bags:
-            raise DataError(f"{len(source.image_ids)} images of {source.name} give no bag of {size}: raise bags.neighbours or use a smaller size")
+            raise DataError(
+                f"{len(source.image_ids)} images of {source.name} give no bag of {size}: raise bags.neighbours or use a smaller size"
+            )
         similarity = [bag_similarity(source.embeddings, bag) for bag in bags]
         control = [bag_similarity(source.embeddings, bag) for bag in random_bags(len(source.image_ids), size, seed)]
         _write(source, bags, similarity, folder / f"size={size}", settings.rows_per_group)
@@ -89,11 +97,15 @@ def check_scorer(manifest: dict[str, Any], scorer_digest: str) -> None:
 
 def bag_count(manifest: dict[str, Any], size: int) -> int:
     if str(size) not in manifest["sizes"]:
-        raise MismatchError(f"the bag set has bags of {', '.join(manifest['sizes'])}, not of {size}: build that size too")
+        raise MismatchError(
+            f"the bag set has bags of {', '.join(manifest['sizes'])}, not of {size}: build that size too"
+        )
     return manifest["sizes"][str(size)]["bags"]
 
 
-def _write(source: BagSource, bags: list[tuple[int, ...]], similarity: list[float], folder: Path, rows_per_group: int) -> None:
+def _write(
+    source: BagSource, bags: list[tuple[int, ...]], similarity: list[float], folder: Path, rows_per_group: int
+) -> None:
     rows = [
         {
             "bag_id": f"{source.name}-{len(bag)}-{index:06d}",
@@ -112,4 +124,6 @@ def _write(source: BagSource, bags: list[tuple[int, ...]], similarity: list[floa
         for index, (bag, value) in enumerate(zip(bags, similarity, strict=True))
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=BAG_SCHEMA), folder / "part-0.parquet", row_group_size=rows_per_group)
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=BAG_SCHEMA), folder / "part-0.parquet", row_group_size=rows_per_group
+    )

@@ -89,7 +89,13 @@ def _read_bags(batch: dict[str, Any], folder: str) -> pa.Table:
             table = file.read_row_group(group, columns=_COLUMNS)
             found |= {row: table.slice(row - first, 1) for row in inside}
     table = pa.concat_tables([found[int(row)] for row in rows])
-    return table.append_column("step", pa.array([int(step)] * len(rows))).append_column("row", pa.array([int(row) for row in rows]))
+    return table.append_column("step", pa.array([int(step)] * len(rows))).append_column(
+        "row", pa.array([int(row) for row in rows])
+    )
 
 
-_COLUMNS = ["bag_id", "similarity", *(f"images.list.element.{name}" for name in ("image_id", "captions", "embedding", "features"))]
+_COLUMNS = [
+    "bag_id",
+    "similarity",
+    *(f"images.list.element.{name}" for name in ("image_id", "captions", "embedding", "features")),
+]

@@ -20,16 +20,26 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int) -> PreTrainedToken
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END_TOKEN], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=[END_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(captions, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_TOKEN, eos_token=END_TOKEN, pad_token=END_TOKEN)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END_TOKEN, eos_token=END_TOKEN, pad_token=END_TOKEN
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     return tokenizer
 
 
 def build_clipcap(
-    settings: CaptionerSettings, captions: Iterable[str], feature_dim: int, feature_tower: str, feature_dropout: float, seed: int
+    settings: CaptionerSettings,
+    captions: Iterable[str],
+    feature_dim: int,
+    feature_tower: str,
+    feature_dropout: float,
+    seed: int,
 ) -> tuple[ClipCapForConditionalGeneration, ClipCapProcessor]:
     """A ClipCap with fresh weights. `feature_tower` is the digest of the tower that makes features of `feature_dim` numbers."""
     tokenizer = train_tokenizer(captions, settings.vocabulary)

@@ -184,16 +184,24 @@ class ClipCapForConditionalGeneration(ClipCapPreTrainedModel, GenerationMixin):
         """Logits [B, T, V]; with labels [B, T] (-100: not scored) also the mean next-token loss, in nats."""
         kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, past_key_values=past_key_values, **kwargs
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            past_key_values=past_key_values,
+            **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+            loss = nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+            )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, pixel_values=None, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, pixel_values=None, is_first_iteration=False, **kwargs
+    ):
         inputs = super().prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -224,7 +232,13 @@ def _causal_lm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 class ClipCapProcessor(ProcessorMixin):
     """Text with `<image>` marks and image features [F] each -> input_ids with P placeholders per image, pixel_values [N, F]."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prefix_length: int = 8, chat_template: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prefix_length: int = 8,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.prefix_length = prefix_length
         self.image_token = IMAGE_TOKEN
         super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
@@ -247,7 +261,9 @@ class ClipCapProcessor(ProcessorMixin):
         options = {name: kwargs[name] for name in ("truncation", "max_length", "add_special_tokens") if name in kwargs}
         inputs = dict(self.tokenizer(texts, padding=padding, padding_side="left", **options))
         if images is not None:
-            flat = [features for group in images for features in group] if isinstance(images[0], list | tuple) else images
+            flat = (
+                [features for group in images for features in group] if isinstance(images[0], list | tuple) else images
+            )
             inputs["pixel_values"] = np.stack([np.asarray(features, dtype=np.float32) for features in flat])
         return BatchFeature(inputs, tensor_type=return_tensors)
 

@@ -23,7 +23,9 @@ def load_captioner(spec: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
             f"no captioner at {spec!s}: expected a folder with config.json and model.safetensors, or a hub name ({error})"
         ) from error
     if not isinstance(model, clipcap.ClipCapForConditionalGeneration):
-        raise UnsupportedError(f"{spec!s} is a {type(model).__name__}; this version trains and samples ClipCap captioners")
+        raise UnsupportedError(
+            f"{spec!s} is a {type(model).__name__}; this version trains and samples ClipCap captioners"
+        )
     return model.eval(), processor
 
 
@@ -31,7 +33,9 @@ def check_features(model: PreTrainedModel, tower_digest: str, feature_dim: int) 
     """Raises MismatchError unless features of that tower are the ones the captioner was trained on."""
     config = model.config
     if config.feature_dim != feature_dim:
-        raise MismatchError(f"the captioner maps features of {config.feature_dim} numbers, the tower makes {feature_dim}")
+        raise MismatchError(
+            f"the captioner maps features of {config.feature_dim} numbers, the tower makes {feature_dim}"
+        )
     if config.feature_tower != tower_digest:
         raise MismatchError(
             f"the captioner was trained on features of tower {config.feature_tower}, these are of tower {tower_digest}: "

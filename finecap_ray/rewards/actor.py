@@ -11,7 +11,12 @@ import torch
 from finecap_ray.config import ResourceSettings, RewardSettings
 from finecap_ray.errors import ConfigError, DeadlineError
 from finecap_ray.rewards.cider import CiderReward
-from finecap_ray.rewards.self_retrieval import bag_scope, retrieval_rank, self_retrieval_accuracy, self_retrieval_rewards
+from finecap_ray.rewards.self_retrieval import (
+    bag_scope,
+    retrieval_rank,
+    self_retrieval_accuracy,
+    self_retrieval_rewards,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,9 @@ class RewardReply:
 class RewardActor:
     """Scores captions with a frozen open_clip model."""
 
-    def __init__(self, scorer: str, settings: RewardSettings, references: list[list[str]], resources: ResourceSettings) -> None:
+    def __init__(
+        self, scorer: str, settings: RewardSettings, references: list[list[str]], resources: ResourceSettings
+    ) -> None:
         """`references`: the human captions of every training image, whose document frequencies CIDEr uses."""
         from finecap_ray.scorers.scorer import load_scorer
 
@@ -65,7 +72,9 @@ class RewardActor:
             "unique_captions": len(set(request.texts)) / len(request.texts),
         }
         if self.cider is not None:
-            components["cider"] = self.cider(request.texts, [list(request.references[image]) for image in request.target])
+            components["cider"] = self.cider(
+                request.texts, [list(request.references[image]) for image in request.target]
+            )
             metrics["without_references"] = float(np.isnan(components["cider"]).mean())
         return RewardReply(components, metrics)
 
@@ -84,7 +93,9 @@ class RewardActor:
 class RewardPool:
     """Reward actors that share the captions of a step, whole bags each, so that it doesn't matter how many there are."""
 
-    def __init__(self, scorer: str, settings: RewardSettings, references: list[list[str]], resources: ResourceSettings) -> None:
+    def __init__(
+        self, scorer: str, settings: RewardSettings, references: list[list[str]], resources: ResourceSettings
+    ) -> None:
         if not settings.self_retrieval and not settings.cider:
             raise ConfigError("every reward weight is 0: set rl.reward.self_retrieval or rl.reward.cider")
         self.resources = resources
@@ -99,7 +110,9 @@ class RewardPool:
         """Raises DeadlineError when no actor answers in time."""
         actor = self.actors[self._next % len(self.actors)]
         self._next += 1
-        return self._get(actor.score.remote(request), self.resources.step_timeout_s, f"score {len(request.texts)} captions")
+        return self._get(
+            actor.score.remote(request), self.resources.step_timeout_s, f"score {len(request.texts)} captions"
+        )
 
     def close(self) -> None:
         for actor in self.actors:
@@ -109,4 +122,6 @@ class RewardPool:
         try:
             return ray.get(reference, timeout=timeout_s)
         except ray.exceptions.GetTimeoutError as error:
-            raise DeadlineError(f"the reward actors didn't {doing} within {timeout_s:.0f} s: see `ray status` for free CPUs or GPUs") from error
+            raise DeadlineError(
+                f"the reward actors didn't {doing} within {timeout_s:.0f} s: see `ray status` for free CPUs or GPUs"
+            ) from error

@@ -33,7 +33,12 @@ class CaptionEngine:
     """A vLLM engine with loadable weights. `weights_version` is what it samples with (-1: none loaded yet)."""
 
     def __init__(
-        self, model: ClipCapForConditionalGeneration, processor: ClipCapProcessor, dtype: str, max_sequences: int, kv_cache_gb: int
+        self,
+        model: ClipCapForConditionalGeneration,
+        processor: ClipCapProcessor,
+        dtype: str,
+        max_sequences: int,
+        kv_cache_gb: int,
     ) -> None:
         """`model` gives the architecture; its weights are not used: `load` brings them. Raises UnsupportedError for another vllm."""
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gb)
@@ -64,7 +69,11 @@ class CaptionEngine:
 
     def load(self, weights_version: int, tensors: dict[str, torch.Tensor]) -> None:
         """Loads the state dict of the trained model."""
-        mapper = {name.removeprefix("model.mapper."): tensor for name, tensor in tensors.items() if name.startswith("model.mapper.")}
+        mapper = {
+            name.removeprefix("model.mapper."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("model.mapper.")
+        }
         self.mapper.load_state_dict({name: tensor.float() for name, tensor in mapper.items()})
         decoder = [(ours, tensors[theirs]) for theirs, ours in self._decoder_names.items()]
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": decoder})
@@ -73,7 +82,11 @@ class CaptionEngine:
 
     @torch.inference_mode()
     def sample(
-        self, image_ids: Sequence[str], features: Float16[np.ndarray, "N F"], spec: SamplingSpec | Sequence[SamplingSpec], seeds: Sequence[int] | None = None
+        self,
+        image_ids: Sequence[str],
+        features: Float16[np.ndarray, "N F"],
+        spec: SamplingSpec | Sequence[SamplingSpec],
+        seeds: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """N images -> N * captions_per_image rollouts, those of an image side by side. `spec` is one for all or one per image."""
         from vllm import SamplingParams
@@ -96,7 +109,9 @@ class CaptionEngine:
                 image_id=image_id,
                 prompt_token_ids=self._prompt_token_ids,
                 token_ids=tuple(caption.token_ids),
-                logprobs=tuple(step[token].logprob for step, token in zip(caption.logprobs, caption.token_ids, strict=True)),
+                logprobs=tuple(
+                    step[token].logprob for step, token in zip(caption.logprobs, caption.token_ids, strict=True)
+                ),
                 text=caption.text,
                 finish_reason=caption.finish_reason,
                 weights_version=self.weights_version,
@@ -111,5 +126,7 @@ def _supported_vllm():
 
     found = getattr(vllm, "__version__", None) or version("vllm")
     if not found.startswith(SUPPORTED_VLLM):
-        raise UnsupportedError(f"vllm {found} is installed; this version of finecap-ray runs on {', '.join(SUPPORTED_VLLM)}.x")
+        raise UnsupportedError(
+            f"vllm {found} is installed; this version of finecap-ray runs on {', '.join(SUPPORTED_VLLM)}.x"
+        )
     return vllm.LLM

@@ -47,13 +47,28 @@ class Sampler:
             newest: Weights | None = ray.get(self.board.latest.remote(), timeout=self.timeout_s)
             if newest is None or newest.version < weights_version:
                 held = "none" if newest is None else newest.version
-                raise StaleWeightsError(f"captions of weights {weights_version} were asked for, the board holds {held}: publish them first")
+                raise StaleWeightsError(
+                    f"captions of weights {weights_version} were asked for, the board holds {held}: publish them first"
+                )
             arrays = ray.get(newest.tensors, timeout=self.timeout_s)
             self.engine.load(newest.version, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
         return time.perf_counter() - started
 
+    def publish_captioner(self, weights_version: int, captioner: str) -> None:
+        """Puts the weights of a saved captioner of the same architecture on the board."""
+        from finecap_ray.captioners import load_captioner
+        from finecap_ray.sampling.weights import publish
+
+        model, _ = load_captioner(captioner)
+        publish(self.board, weights_version, model.state_dict(), self.timeout_s)
+
     def sample(
-        self, weights_version: int, image_ids: Sequence[str], features: Float16[np.ndarray, "N F"], spec, seeds: Sequence[int] | None
+        self,
+        weights_version: int,
+        image_ids: Sequence[str],
+        features: Float16[np.ndarray, "N F"],
+        spec,
+        seeds: Sequence[int] | None,
     ) -> list[Rollout]:
         """Rollouts by weights of at least `weights_version`; see CaptionEngine.sample."""
         self.sync(weights_version)
@@ -68,7 +83,10 @@ class SamplerPool:
         self.resources = resources
         self.board = WeightBoard.remote()
         options = Sampler.options(num_cpus=1, num_gpus=1 if resources.use_gpu else 0)
-        self.samplers = [options.remote(captioner, self.board, resources, f"{logs}/sampler-{index}.log") for index in range(resources.samplers)]
+        self.samplers = [
+            options.remote(captioner, self.board, resources, f"{logs}/sampler-{index}.log")
+            for index in range(resources.samplers)
+        ]
 
     def wait_until_ready(self) -> None:
         """Raises DeadlineError naming the samplers that didn't start in time."""
@@ -81,11 +99,19 @@ class SamplerPool:
                 f"each needs 1 CPU{' and 1 GPU' if self.resources.use_gpu else ''}: see `ray status` for what the cluster has"
             )
 
+    def publish_captioner(self, weights_version: int, captioner: str) -> None:
+        """From here on `sample` with that version captions with a saved captioner, such as a checkpoint."""
+        self._get([self.samplers[0].publish_captioner.remote(weights_version, captioner)], f"load {captioner}")
+
     def sync(self, weights_version: int) -> None:
         """Every sampler holds weights of at least that version afterwards."""
-        self._get([sampler.sync.remote(weights_version) for sampler in self.samplers], f"take weights {weights_version}")
+        self._get(
+            [sampler.sync.remote(weights_version) for sampler in self.samplers], f"take weights {weights_version}"
+        )
 
-    def sample(self, weights_version: int, image_ids: Sequence[str], features: np.ndarray, spec, seeds: Sequence[int] | None) -> list[Rollout]:
+    def sample(
+        self, weights_version: int, image_ids: Sequence[str], features: np.ndarray, spec, seeds: Sequence[int] | None
+    ) -> list[Rollout]:
         """As CaptionEngine.sample, over all samplers. Raises DeadlineError, StaleWeightsError."""
         shares = [share for share in np.array_split(np.arange(len(image_ids)), len(self.samplers)) if len(share)]
         calls = [
@@ -101,6 +127,15 @@ class SamplerPool:
         parts = self._get(calls, f"caption {len(image_ids)} images")
         return [rollout for part in parts for rollout in part]
 
+    def timed_sample(
+        self, weights_version: int, image_ids: Sequence[str], features: np.ndarray, spec
+    ) -> tuple[list[Rollout], float]:
+        """As `sample`, after a warm-up of a few images: the rollouts, and the seconds they took."""
+        self.sample(weights_version, image_ids[:8], features[:8], spec, None)
+        started = time.perf_counter()
+        rollouts = self.sample(weights_version, image_ids, features, spec, None)
+        return rollouts, time.perf_counter() - started
+
     def close(self) -> None:
         for sampler in self.samplers:
             ray.kill(sampler)
@@ -111,4 +146,6 @@ class SamplerPool:
         try:
             return ray.get(references, timeout=timeout_s)
         except ray.exceptions.GetTimeoutError as error:
-            raise DeadlineError(f"the samplers didn't {doing} within {timeout_s:.0f} s: their logs are in the run folder") from error
+            raise DeadlineError(
+                f"the samplers didn't {doing} within {timeout_s:.0f} s: their logs are in the run folder"
+            ) from error

@@ -55,7 +55,9 @@ class FeatureSet:
         return len(next(iter(self.rows.values())))
 
 
-def embed_examples(examples: pa.Table, out: Path, tower: TowerSettings, data: DataSettings, resources: ResourceSettings) -> None:
+def embed_examples(
+    examples: pa.Table, out: Path, tower: TowerSettings, data: DataSettings, resources: ResourceSettings
+) -> None:
     """Writes features.parquet and manifest.json into `out`.
 
     Images that can't be decoded are left out and counted. Raises DataError past `max_bad_fraction`, listing the first ten.
@@ -85,7 +87,12 @@ def embed_examples(examples: pa.Table, out: Path, tower: TowerSettings, data: Da
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(good.select(FEATURE_SCHEMA.names).cast(FEATURE_SCHEMA), out / FEATURES_FILE)
     manifest = {
-        "tower": {"model": tower.model, "weights": tower.weights, "image_size": tower.image_size, "digest": good["digest"][0].as_py()},
+        "tower": {
+            "model": tower.model,
+            "weights": tower.weights,
+            "image_size": tower.image_size,
+            "digest": good["digest"][0].as_py(),
+        },
         "images": good.num_rows,
         "left_out": {"undecodable": bad.num_rows},
     }

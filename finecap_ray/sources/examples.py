@@ -11,6 +11,8 @@ from finecap_ray.records import EXAMPLE_SCHEMA
 from finecap_ray.sources.files import locate
 from finecap_ray.sources.fluent import fluent_table
 
+MANIFEST_FILE = "manifest.json"  # of an import; written last
+
 
 def read_examples(spec: str) -> pa.Table:
     """Examples in EXAMPLE_SCHEMA: `fluent` (embedded), a parquet file, a folder of them, or what `finecap import` wrote.
@@ -43,6 +45,13 @@ def _parquet_files(spec: str, filesystem: fs.FileSystem, path: str) -> list[str]
         return [path]
     if kind == fs.FileType.NotFound:
         raise DataError(f"no examples at {spec}: give `fluent`, a parquet file, or a folder of them")
+    imported, finished = (
+        filesystem.get_file_info(f"{path.rstrip('/')}/{name}").type for name in ("examples", MANIFEST_FILE)
+    )
+    if imported == fs.FileType.Directory and finished == fs.FileType.NotFound:
+        raise DataError(
+            f"the import into {spec} didn't end, it has no {MANIFEST_FILE}: remove the folder and import again"
+        )
     # Not recursive: a folder next to the examples may hold bags or features, which are parquet too.
     for folder in (f"{path.rstrip('/')}/examples", path):
         entries = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))

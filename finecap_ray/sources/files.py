@@ -1,7 +1,8 @@
-"""Where a path or URI leads: a pyarrow filesystem and the path on it."""
+"""Where a path or URI leads, and what lies there."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,3 +26,46 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
     except (ValueError, ImportError) as error:
         raise DataError(f"can't open {path}: {error}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), inner
+
+
+def kind_of(path: str) -> fs.FileType:
+    filesystem, inner = locate(path)
+    try:
+        return filesystem.get_file_info(inner).type
+    except OSError as error:
+        raise DataError(f"{path} can't be reached: {error}") from None
+
+
+def list_files(path: str) -> list[str]:
+    """Names of all files under a folder, relative to it, sorted; of a file, one empty name.
+
+    Local links that lead nowhere are among them, so that what they stand for is counted as missing.
+    """
+    filesystem, root = locate(path)
+    if filesystem.get_file_info(root).type == fs.FileType.File:
+        return [""]
+    if isinstance(filesystem, fs.LocalFileSystem):  # pyarrow passes over links that lead nowhere
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+    else:
+        entries = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        files = [entry.path for entry in entries if entry.type != fs.FileType.Directory]
+    for file in files:
+        if file != file.encode("utf-8", "replace").decode():
+            raise DataError(f"{path} holds a file whose name isn't UTF-8, {os.fsencode(file)!r}: rename it")
+    return sorted(file[len(root.rstrip("/")) + 1 :] for file in files)
+
+
+def read_file(filesystem: fs.FileSystem, root: str, name: str) -> bytes:
+    with filesystem.open_input_stream(f"{root.rstrip('/')}/{name}") as stream:
+        return stream.read()
+
+
+def read_text(path: str) -> str:
+    filesystem, inner = locate(path)
+    try:
+        with filesystem.open_input_stream(inner) as stream:
+            return stream.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} isn't UTF-8 text: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error}") from None

@@ -22,7 +22,9 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        row = {"step": state.global_step} | {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        row = {"step": state.global_step} | {
+            name: value for name, value in logs.items() if isinstance(value, int | float)
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -41,11 +43,3 @@ def redirect_output(path: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics file; an interrupted last line is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]

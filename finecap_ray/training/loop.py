@@ -17,9 +17,9 @@ from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError
 from finecap_ray.records import Bag
 from finecap_ray.rewards.actor import RewardPool, RewardRequest
-from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.seeds import caption_seed
+from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.sampling.weights import publish
 from finecap_ray.training import advantages
 from finecap_ray.training.ray_train import run_workers
@@ -39,7 +39,9 @@ class RlJob:
     rewards: RewardPool
 
 
-def train_rl(settings: Settings, captioner: str, bags: str, scorer: str, references: list[list[str]], run_dir: str) -> None:
+def train_rl(
+    settings: Settings, captioner: str, bags: str, scorer: str, references: list[list[str]], run_dir: str
+) -> None:
     """Runs (or goes on with) RL and writes the captioner into `<run_dir>/captioner`.
 
     A checkpoint in `<run_dir>/checkpoints` is gone on from. Raises MismatchError when scorer, bags and captioner don't fit.

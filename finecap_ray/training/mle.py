@@ -69,6 +69,7 @@ def _worker(config: dict[str, Any]) -> None:
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
+        train_sampling_strategy="group_by_length",
         dataloader_num_workers=0,
     )
     trainer = Trainer(
@@ -101,21 +102,22 @@ class CaptionDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[int, list[int]]:
-        return self.rows[index]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, tokens = self.rows[index]
+        return {"input_ids": tokens, "image": image}  # by the length of the former, Trainer groups rows into batches
 
-    def collate(self, batch: list[tuple[int, list[int]]]) -> dict[str, torch.Tensor]:
+    def collate(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """[B, P + T]: padded on the right, labels -100 where nothing is to be learnt."""
-        longest = max(len(ids) for _, ids in batch)
+        longest = max(len(row["input_ids"]) for row in batch)
         prefix = len(self.prompt)
         ids = torch.full((len(batch), prefix + longest), self.pad)
         ids[:, :prefix] = torch.tensor(self.prompt)
         mask = torch.zeros_like(ids)
         labels = torch.full_like(ids, -100)
-        for row, (_, tokens) in enumerate(batch):
-            end = prefix + len(tokens)
-            ids[row, prefix:end] = torch.tensor(tokens)
+        for row, caption in enumerate(batch):
+            end = prefix + len(caption["input_ids"])
+            ids[row, prefix:end] = torch.tensor(caption["input_ids"])
             labels[row, prefix:end] = ids[row, prefix:end]
             mask[row, :end] = 1
-        features = self.features[[image for image, _ in batch]].float()
+        features = self.features[[caption["image"] for caption in batch]].float()
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": features}

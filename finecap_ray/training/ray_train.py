@@ -14,13 +14,21 @@ from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import FinecapError
 
 
-def run_workers(worker: Callable[[dict[str, Any]], None], config: dict[str, Any], num_workers: int, resources: ResourceSettings, logs: str) -> None:
+def run_workers(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    num_workers: int,
+    resources: ResourceSettings,
+    logs: str,
+) -> None:
     """Runs `worker(config)` on every worker and waits. A FinecapError of a worker is raised here as itself."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = TorchTrainer(
         worker,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(resources.step_timeout_s)),
+        torch_config=TorchConfig(
+            backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(resources.step_timeout_s)
+        ),
         scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=resources.use_gpu),
         run_config=ray.train.RunConfig(storage_path=str(Path(logs).resolve()), name="ray_train"),
     )

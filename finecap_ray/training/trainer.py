@@ -6,6 +6,7 @@ which advantages are used, the sampler's log-probs as behaviour policy, and the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -60,7 +61,9 @@ class BagTrainer(GRPOTrainer):
     ) -> None:
         """`bags(step)` yields the bags of every step from `step` on, for this worker."""
         if not trl.__version__.startswith(SUPPORTED_TRL):
-            raise UnsupportedError(f"trl {trl.__version__} is installed; this version of finecap-ray runs on {', '.join(SUPPORTED_TRL)}.x")
+            raise UnsupportedError(
+                f"trl {trl.__version__} is installed; this version of finecap-ray runs on {', '.join(SUPPORTED_TRL)}.x"
+            )
         self._weights = {name: weight for name, weight in component_weights(settings).items() if weight}
         self._drift_bound = settings.drift_bound
         self._bags, self._rollout, self._estimator = bags, rollout, estimator
@@ -82,7 +85,9 @@ class BagTrainer(GRPOTrainer):
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Every item is the whole step; it is handed out once per micro-batch, as GRPOTrainer expects."""
         repeats = self.args.gradient_accumulation_steps
-        return torch.utils.data.DataLoader(_Steps(self._bags, self.state, repeats), batch_size=None, collate_fn=_identity)
+        return torch.utils.data.DataLoader(
+            _Steps(self._bags, self.state, repeats), batch_size=None, collate_fn=_identity
+        )
 
     def _prepare_inputs(self, step_bags: list[Bag]) -> dict[str, Any]:
         micro_batches = self.args.gradient_accumulation_steps
@@ -159,10 +164,14 @@ class BagTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and isinstance(self._estimator, RunningMean):
-            self._estimator.load_state_dict(json.loads((Path(checkpoint) / ADVANTAGE_STATE_FILE).read_text(encoding="utf-8")))
+            self._estimator.load_state_dict(
+                json.loads((Path(checkpoint) / ADVANTAGE_STATE_FILE).read_text(encoding="utf-8"))
+            )
 
 
-def grpo_arguments(settings: RlSettings, output_dir: str, max_steps: int, max_tokens: int, use_gpu: bool, seed: int) -> GRPOConfig:
+def grpo_arguments(
+    settings: RlSettings, output_dir: str, max_steps: int, max_tokens: int, use_gpu: bool, seed: int
+) -> GRPOConfig:
     """TRL's arguments for our settings. Raises ConfigError where captions don't fill micro-batches."""
     per_worker = settings.images_per_step * settings.captions_per_image // settings.num_workers
     micro_batches = -(-per_worker // settings.micro_batch)
@@ -238,7 +247,7 @@ def _split(batch: dict[str, Any], rows: int, parts: int) -> list[dict[str, Any]]
     """Row-wise into `parts` nearly equal chunks; `share` makes a mean of their means the mean over all rows."""
     bounds = np.linspace(0, rows, parts + 1).round().astype(int).tolist()
     chunks = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         chunk = {name: value[start:end] if _per_row(value, rows) else value for name, value in batch.items()}
         chunks.append(chunk | {"share": (end - start) * parts / rows})
     return chunks

@@ -1,0 +1,220 @@
+"""Captions of images with a trained captioner: the frozen tower and the caption engine of one checkpoint.
+
+    encoded image --prepare--> pixels --tower--> features --engine--> rollouts
+
+`finecap caption` runs it in one Ray task, the service (`serve/`) in every replica.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from finecap_ray.cluster import absolute, connect
+from finecap_ray.config import ResourceSettings, Settings, TowerSettings, load_settings
+from finecap_ray.errors import ConfigError, DataError, DeadlineError
+from finecap_ray.records import Rollout
+from finecap_ray.sampling.spec import SamplingSpec
+
+HIGHEST_TEMPERATURE = 2.0
+# A checkpoint of a run lies at most this deep in the run folder (rl/checkpoints/step-20/captioner).
+_RUN_FOLDER_DEPTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionerFacts:
+    """What callers need to know of a captioner before they ask it for captions."""
+
+    name: str  # the folder and the one above it, such as rl/captioner
+    weights: str  # digest
+    max_tokens: int  # longest caption, end token included
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    image: str  # as it was given: a path
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded captioner and the tower whose features it was trained on."""
+
+    facts: CaptionerFacts
+    model: Any
+    processor: Any
+    tower: Any
+
+
+def open_checkpoint(captioner: str, tower: TowerSettings) -> Checkpoint:
+    """Raises DataError where there is no captioner, MismatchError when it was trained on another tower's features."""
+    from finecap_ray.captioners.loader import check_features, load_captioner
+    from finecap_ray.scorers.digest import weight_digest
+    from finecap_ray.scorers.tower import load_tower
+
+    model, processor = load_captioner(captioner)
+    frozen = load_tower(tower)
+    check_features(model, frozen.digest, frozen.width)
+    folder = Path(captioner)
+    longest = model.config.text_config.max_position_embeddings - model.config.prefix_length
+    facts = CaptionerFacts(f"{folder.parent.name}/{folder.name}", weight_digest(model.state_dict()), longest)
+    return Checkpoint(facts, model, processor, frozen)
+
+
+class ImageCaptioner:
+    """Tower and engine of one captioner, in this process."""
+
+    def __init__(self, checkpoint: Checkpoint, batch_size: int, resources: ResourceSettings) -> None:
+        """`batch_size` is the number of images that the tower sees at a time."""
+        import torch
+
+        from finecap_ray.sampling.engine import CaptionEngine
+
+        torch.set_num_threads(resources.threads)
+        self._tower, self._batch_size = checkpoint.tower, batch_size
+        self._engine = CaptionEngine(
+            checkpoint.model,
+            checkpoint.processor,
+            resources.sampler_dtype,
+            resources.sampler_max_sequences,
+            resources.sampler_kv_cache_gb,
+        )
+        self._engine.load(0, checkpoint.model.state_dict())
+
+    def warm_up(self) -> None:
+        """Captions a grey image: the first captions of an engine take seconds, the later ones milliseconds."""
+        import torch
+
+        size = self._tower.image_size
+        self.caption([torch.zeros(3, size, size)], [SamplingSpec(1, 2, 0.0)])
+
+    def prepare(self, image: bytes):
+        """Pixels [3, S, S] of an encoded image. Raises DataError for bytes that aren't an image."""
+        from finecap_ray.scorers.tower import decode_image
+
+        return self._tower.preprocess(decode_image(image))
+
+    def caption(self, pixels: Sequence, specs: Sequence[SamplingSpec]) -> list[list[Rollout]]:
+        """Per prepared image, captions as its spec asks for."""
+        import torch
+
+        with torch.inference_mode():
+            features = torch.cat(
+                [
+                    self._tower.model(torch.stack(list(pixels[start : start + self._batch_size])))
+                    for start in range(0, len(pixels), self._batch_size)
+                ]
+            )
+        names = [str(row) for row in range(len(pixels))]
+        # float16, as the features that the captioner was trained on are kept
+        rollouts = iter(self._engine.sample(names, features.half().numpy(), specs))
+        return [[next(rollouts) for _ in range(spec.captions_per_image)] for spec in specs]
+
+
+def sampling_spec(n: int, temperature: float | None, max_tokens: int | None, facts: CaptionerFacts) -> SamplingSpec:
+    """How to draw n captions of an image. A temperature of None is greedy (0) for one caption and 1 for several.
+
+    Raises ConfigError for what can't be drawn.
+    """
+    if n < 1:
+        raise ConfigError(f"n must be at least 1, got {n}")
+    if temperature is None:
+        temperature = 0.0 if n == 1 else 1.0
+    if not 0 <= temperature <= HIGHEST_TEMPERATURE:
+        raise ConfigError(f"temperature must be from 0 (greedy) to {HIGHEST_TEMPERATURE:g}, got {temperature:g}")
+    if temperature == 0 and n > 1:
+        raise ConfigError(
+            f"temperature 0 is greedy and has one caption, n={n} were asked for: give a temperature above 0"
+        )
+    if max_tokens is None:
+        max_tokens = facts.max_tokens
+    if not 1 <= max_tokens <= facts.max_tokens:
+        raise ConfigError(f"max_tokens must be from 1 to {facts.max_tokens}, the captioner's longest, got {max_tokens}")
+    return SamplingSpec(n, max_tokens, temperature)
+
+
+def find_captioner(checkpoint: str | Path) -> str:
+    """The absolute path of a captioner folder. Raises DataError, naming the captioners below, when it isn't one."""
+    folder = Path(checkpoint)
+    if (folder / "config.json").is_file():
+        return absolute(folder)
+    below = [path.parent.as_posix() for path in sorted(folder.glob("**/config.json")) if _is_captioner(path)]
+    hint = f"below it are {', '.join(below)}" if below else "give a folder with config.json and model.safetensors"
+    raise DataError(f"{checkpoint!s} is not a captioner: {hint}")
+
+
+def run_settings(captioner: str, config: str | None, overrides: Sequence[str] = ()) -> Settings:
+    """Settings to caption with: `config` where given, else the config.yaml of the run the captioner lies in, else defaults.
+
+    They name the tower; a tower other than the captioner's own is refused when it is loaded.
+    """
+    if config is None:
+        folders = [Path(captioner), *Path(captioner).parents[:_RUN_FOLDER_DEPTH]]
+        found = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
+        config = str(found[0]) if found else "demo"
+    return load_settings(config, list(overrides))
+
+
+def caption_files(
+    paths: Sequence[str],
+    captioner: str,
+    settings: Settings,
+    n: int,
+    temperature: float | None,
+    max_tokens: int | None,
+) -> list[Caption]:
+    """n captions of each image file, side by side. Raises DataError naming the files that aren't images, before Ray starts."""
+    images = _read_images(paths)
+    connect(settings.resources)
+    timeout_s = settings.resources.start_timeout_s + settings.resources.step_timeout_s
+    task = _caption_images.options(num_gpus=1 if settings.resources.use_gpu else 0)
+    reference = task.remote(images, captioner, settings.tower, settings.resources, n, temperature, max_tokens)
+    try:
+        texts = ray.get(reference, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise DeadlineError(
+            f"the engine didn't caption {len(images)} images within {timeout_s:.0f} s; it needs 1 CPU"
+            f"{' and 1 GPU' if settings.resources.use_gpu else ''}: see `ray status` for what the cluster has"
+        ) from error
+    return [Caption(path, text) for path, several in zip(paths, texts, strict=True) for text in several]
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _caption_images(
+    images: list[bytes],
+    captioner: str,
+    tower: TowerSettings,
+    resources: ResourceSettings,
+    n: int,
+    temperature: float | None,
+    max_tokens: int | None,
+) -> list[list[str]]:
+    checkpoint = open_checkpoint(captioner, tower)
+    spec = sampling_spec(n, temperature, max_tokens, checkpoint.facts)
+    engine = ImageCaptioner(checkpoint, tower.batch_size, resources)
+    rollouts = engine.caption([engine.prepare(image) for image in images], [spec] * len(images))
+    return [[rollout.text for rollout in several] for several in rollouts]
+
+
+def _read_images(paths: Sequence[str]) -> list[bytes]:
+    from finecap_ray.scorers.tower import decode_image
+
+    images, bad = [], []
+    for path in paths:
+        try:
+            images.append(Path(path).read_bytes())
+            decode_image(images[-1])
+        except (DataError, OSError) as error:
+            bad.append(f"  {path}: {error}")
+    if bad:
+        raise DataError(f"{len(bad)} of {len(paths)} files can't be captioned:\n" + "\n".join(bad))
+    return images
+
+
+def _is_captioner(config: Path) -> bool:
+    return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "clipcap"

@@ -1,0 +1,60 @@
+"""The main job from nothing to a report, in the order a newcomer wants to read it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finecap_ray.cluster import absolute
+from finecap_ray.config import Settings
+from finecap_ray.pipeline import Pipeline
+from finecap_ray.progress import Narrator
+from finecap_ray.stages import Stages
+
+
+def run_demo(settings: Settings, console: Console) -> dict[str, Any]:
+    """Runs every stage that isn't cached and writes summary.json and report.html. Returns the summary."""
+    narrator = Narrator(console)
+    stages = Stages(absolute(settings.run_dir), narrator.started, narrator.ended)
+    pipeline = Pipeline(settings, stages, narrator)
+    pipeline.evaluation  # noqa: B018 - a stage runs when it is first asked for
+    summary = pipeline.summary() | {"seconds": {result.name: round(result.seconds, 1) for result in stages.results}}
+    (pipeline.run_dir / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    # REPORT
+    console.print(summary_table(summary))
+    console.print(f"report: {settings.run_dir}/report.html   numbers: {settings.run_dir}/summary.json", highlight=False)
+    return summary
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """R@1 by the judge per group of bags, in percent, and the caption metrics."""
+    table = Table(
+        title=f"R@1 in bags of {summary['bag_size']} look-alikes, by the judge (chance {100 / summary['bag_size']:.0f} %)"
+    )
+    for column in ("", "bags", "MLE", "RL", "gain, points", "95 % interval", "human"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name, group in summary["groups"].items():
+        recall, (low, high) = group["recall_at_1"], group["interval"]["gain"]
+        table.add_row(
+            name,
+            str(group["bags"]),
+            f"{100 * recall['mle']:.1f} %",
+            f"{100 * recall['rl']:.1f} %",
+            f"{100 * (recall['rl'] - recall['mle']):+.1f}",
+            f"{100 * low:+.1f} .. {100 * high:+.1f}",
+            f"{100 * recall['human']:.1f} %",
+        )
+    table.add_section()
+    for metric in ("CIDEr", "Bleu_4", "mean_length", "repeated_words"):
+        values = summary["caption_metrics"]
+        table.add_row(
+            metric,
+            "",
+            f"{values['mle'][metric]:.3f}",
+            f"{values['rl'][metric]:.3f}",
+            f"{values['rl'][metric] - values['mle'][metric]:+.3f}",
+        )
+    return table

@@ -1,0 +1,280 @@
+"""The main job as stages of a run folder: what each stage reads, what it writes, and what it depends on.
+
+    features -> scorer, judge -> bags -> rl -> evaluation -> report
+        `-----> mle ---------------------^
+
+The command line, the jobs and `finecap demo` all call these; each stage does its work in Ray processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from finecap_ray.bags.build import BagSource, build_bags, read_manifest
+from finecap_ray.bags.stream import plan_run
+from finecap_ray.cluster import absolute, connect
+from finecap_ray.config import ScorerSettings, Settings, dump_settings
+from finecap_ray.errors import DataError, MismatchError
+from finecap_ray.progress import Narrator
+from finecap_ray.scorers.embed import FeatureSet, embed_examples, read_features
+from finecap_ray.sources import read_examples
+from finecap_ray.stages import StageResult, Stages
+
+TRAIN_SPLIT = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSource:
+    spec: str  # what `load_scorer` takes
+    digest: str  # of what it was made from
+
+
+class Pipeline:
+    """The stages of one run; a stage runs those that it needs first."""
+
+    def __init__(self, settings: Settings, stages: Stages, narrator: Narrator) -> None:
+        self.settings, self.stages, self.narrator = settings, stages, narrator
+        self.run_dir = Path(absolute(settings.run_dir))
+        self.logs = str(self.run_dir / "logs")
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
+        connect(settings.resources)
+
+    @cached_property
+    def examples(self) -> pa.Table:
+        return read_examples(self.settings.data.examples)
+
+    @cached_property
+    def features(self) -> FeatureSet:
+        return read_features(self._features.folder)
+
+    @cached_property
+    def _features(self) -> StageResult:
+        settings = self.settings
+        return self.stages.run(
+            "features",
+            {
+                "examples": table_digest(self.examples),
+                "tower": settings.tower.model_dump(),
+                "data": settings.data.model_dump(),
+            },
+            lambda out: embed_examples(self.examples, out, settings.tower, settings.data, settings.resources),
+        )
+
+    @cached_property
+    def scorer(self) -> ScorerSource:
+        """The reward scorer."""
+        return self._scorer("scorer", self.settings.scorer)
+
+    @cached_property
+    def judge(self) -> ScorerSource:
+        """The scorer that evaluates, and never rewards."""
+        return self._scorer("judge", self.settings.judge)
+
+    @cached_property
+    def mle(self) -> StageResult:
+        """The captioner trained by maximum likelihood: where RL starts."""
+        from finecap_ray.training.mle import MleJob, train_mle
+
+        def work(out: Path) -> None:
+            features, captions = self._matrix(rows), [row["captions"] for row in rows]
+            train_mle(MleJob(self.settings, features, captions, self.features.tower_digest, str(out), self.logs))
+
+        rows = self.rows(TRAIN_SPLIT)
+        inputs = {
+            "features": self._features.digest,
+            "captioner": self.settings.captioner.model_dump(),
+            "mle": self.settings.mle.model_dump(),
+            "seed": self.settings.seed,
+        }
+        return self.stages.run("mle", inputs, work)
+
+    def bags(self, split: str) -> StageResult:
+        """The bag set of a split: every size for training, the evaluation's for the others."""
+        settings = self.settings
+        training = split == TRAIN_SPLIT
+        sizes = settings.bags.sizes if training else (settings.evaluation.bag_size,)
+        bag_settings = settings.bags if training else settings.bags.model_copy(update={"max_bags_per_image": 1})
+
+        def work(out: Path) -> None:
+            rows = self.rows(split)
+            reference = _embed_rows.remote(
+                self.scorer.spec,
+                self._matrix(rows),
+                self.features.tower_digest,
+                [row["image"] for row in rows],
+                settings.resources.threads,
+            )
+            embeddings, facts = ray.get(reference)
+            source = BagSource(
+                image_ids=[row["image_id"] for row in rows],
+                images=[row["image"] for row in rows],
+                captions=[row["captions"] for row in rows],
+                embeddings=embeddings,
+                features=self._matrix(rows),
+                name=split,
+                left_out={"without features": self.count(split) - len(rows)},
+                scorer=facts,
+                tower={"digest": self.features.tower_digest},
+            )
+            build_bags(source, out, sizes, bag_settings, settings.seed)
+
+        inputs = {
+            "features": self._features.digest,
+            "scorer": self.scorer.digest,
+            "split": split,
+            "sizes": sizes,
+            "bags": bag_settings.model_dump(),
+            "seed": settings.seed,
+        }
+        return self.stages.run(f"bags/{split}", inputs, work)
+
+    @cached_property
+    def rl(self) -> StageResult:
+        from finecap_ray.training.loop import train_rl
+
+        bags = self.bags(TRAIN_SPLIT)
+        references = [row["captions"] for row in self.rows(TRAIN_SPLIT)]
+        inputs = {
+            "mle": self.mle.digest,
+            "bags": bags.digest,
+            "scorer": self.scorer.digest,
+            "rl": self.settings.rl.model_dump(exclude={"save_every", "keep_checkpoints", "drift_bound"}),
+            "seed": self.settings.seed,
+        }
+
+        def work(out: Path) -> None:
+            steps = len(plan_run(read_manifest(bags.folder), self.settings.rl, self.settings.seed))
+            with self.narrator.steps(out / "metrics.jsonl", steps):
+                train_rl(self.settings, str(self.mle.folder), str(bags.folder), self.scorer.spec, references, str(out))
+
+        return self.stages.run("rl", inputs, work)
+
+    @cached_property
+    def evaluation(self) -> StageResult:
+        """The start and the result of RL on held-out bags, by the judge and by the reward scorer."""
+        from finecap_ray.evaluation.benchmarks import evaluate_run
+
+        groups = {name: self.bags(split) for name, split in self.settings.evaluation.groups.items()}
+        inputs = {
+            "judge": self.judge.digest,
+            "captioners": {"mle": self.mle.digest, "rl": self.rl.digest},
+            "bags": {name: bags.digest for name, bags in groups.items()},
+            "evaluation": self.settings.evaluation.model_dump(),
+        }
+        return self.stages.run(
+            "evaluation",
+            inputs,
+            lambda out: evaluate_run(
+                self.settings,
+                {name: str(bags.folder) for name, bags in groups.items()},
+                {"mle": str(self.mle.folder), "rl": str(self.rl.folder / "captioner")},
+                judge=self.judge.spec,
+                scorer=self.scorer.spec,
+                out=out,
+                logs=self.logs,
+            ),
+        )
+
+    def rows(self, split: str) -> list[dict]:
+        """Examples of a split that have features. Raises DataError, naming the splits there are, when there are none."""
+        found = self.examples.filter(pa.compute.equal(self.examples["split"], split)).to_pylist()
+        if not found:
+            raise DataError(
+                f"no example is in split {split!r}; the splits are {', '.join(sorted(set(self.examples['split'].to_pylist())))}"
+            )
+        return [row for row in found if row["image_id"] in self.features.rows]
+
+    def count(self, split: str) -> int:
+        return pa.compute.sum(pa.compute.equal(self.examples["split"], split)).as_py()
+
+    def _matrix(self, rows: list[dict]) -> np.ndarray:
+        return np.stack([self.features.rows[row["image_id"]] for row in rows])
+
+    def _scorer(self, name: str, scorer: ScorerSettings) -> ScorerSource:
+        if scorer.spec is not None:
+            return ScorerSource(scorer.spec, scorer.spec)
+
+        def work(out: Path) -> None:
+            rows, dev = _half(self.rows(TRAIN_SPLIT), scorer.half), self.rows_for_choices()
+            facts = ray.get(
+                _train_scorer.remote(
+                    scorer,
+                    self.settings.tower,
+                    self._matrix(rows),
+                    [row["captions"] for row in rows],
+                    self._matrix(dev),
+                    [row["captions"] for row in dev],
+                    str(out),
+                    self.settings.resources.threads,
+                )
+            )
+            if facts["tower_digest"] != self.features.tower_digest:
+                raise MismatchError(
+                    f"features were made by tower {self.features.tower_digest}, the scorer was built on {facts['tower_digest']}"
+                )
+
+        result = self.stages.run(name, {"features": self._features.digest, "scorer": scorer.model_dump()}, work)
+        return ScorerSource(str(result.folder), result.digest)
+
+    def rows_for_choices(self) -> list[dict]:
+        """Every split that recipes may be chosen on: those whose name begins with `dev`."""
+        splits = sorted({split for split in self.examples["split"].to_pylist() if split.startswith("dev")})
+        return [row for split in splits for row in self.rows(split)]
+
+    def summary(self) -> dict:
+        return json.loads((self.evaluation.folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def table_digest(table: pa.Table) -> str:
+    """Of the content of a table of examples, whatever its chunks."""
+    digest = hashlib.sha256()
+    for batch in table.combine_chunks().to_batches():
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            digest.update(repr(row).encode())
+    return digest.hexdigest()[:16]
+
+
+def _half(rows: list[dict], half: str) -> list[dict]:
+    """The first or second half by image id: reward scorer and judge don't see the same images."""
+    rows = sorted(rows, key=lambda row: hashlib.sha256(row["image_id"].encode()).digest())
+    middle = len(rows) // 2
+    return {"first": rows[:middle], "second": rows[middle:], "all": rows}[half]
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _train_scorer(settings, tower, features, captions, dev_features, dev_captions, out: str, threads: int) -> dict:
+    import torch
+
+    from finecap_ray.scorers.tower import load_tower
+    from finecap_ray.scorers.train import train_scorer
+
+    torch.set_num_threads(threads)
+    tensors = [torch.from_numpy(array.astype(np.float32)) for array in (features, dev_features)]
+    return train_scorer(settings, load_tower(tower), tensors[0], captions, tensors[1], dev_captions, Path(out))
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _embed_rows(
+    scorer: str, features: np.ndarray, tower_digest: str, images: list[bytes], threads: int
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Unit-norm image embeddings [N, D] of the scorer, and what the manifest says of it."""
+    import torch
+
+    from finecap_ray.scorers.scorer import load_scorer
+
+    torch.set_num_threads(threads)
+    loaded = load_scorer(scorer)
+    if loaded.tower_digest == tower_digest:
+        embeddings = loaded.project_features(torch.from_numpy(features.astype(np.float32)))
+    else:
+        embeddings = torch.cat([loaded.embed_images(images[start : start + 64]) for start in range(0, len(images), 64)])
+    return embeddings.numpy(), {"name": loaded.name, "digest": loaded.digest}

@@ -1,0 +1,275 @@
+"""`finecap import`: images and captions from outside -> examples, every image decoded once to know that it can be.
+
+    tasks ──> workers: read, decode, re-encode ──> duplicates (here, by id and hash) ──> examples/part-*.parquet
+              (Ray Data; rows stay in the object store)                                   manifest.json
+
+A bad row becomes a row with a reason, in the workers as here; nothing it holds can stop the job. What is left out is
+counted by reason in the manifest. The manifest is written last: a folder without one is an import that didn't end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import ray
+from pyarrow import fs
+from ray.data import Dataset
+from ray.data.datasource import FilenameProvider
+
+from finecap_ray.errors import DataError
+from finecap_ray.records import EXAMPLE_SCHEMA
+from finecap_ray.sources.coco import coco_source
+from finecap_ray.sources.examples import MANIFEST_FILE
+from finecap_ray.sources.files import kind_of, list_files, locate
+from finecap_ray.sources.folder import folder_source
+from finecap_ray.sources.found import Found, Source
+from finecap_ray.sources.images import BadImageError, usable_image
+from finecap_ray.sources.parquet import parquet_source
+from finecap_ray.sources.webdataset import SHARD_SUFFIXES, webdataset_source
+
+DUPLICATE_ID, DUPLICATE_IMAGE = "duplicate image id", "duplicate image"
+TASKS_AT_MOST = 1000  # Ray tasks; one does several of a large source's own
+ROWS_PER_BLOCK, BYTES_PER_BLOCK = 64, 16 * 2**20
+ROWS_PER_FILE, ROWS_PER_GROUP = 1000, 100
+LISTED = 10  # images that a message names
+
+CHECKED_SCHEMA = pa.schema(
+    [
+        *EXAMPLE_SCHEMA,
+        pa.field("number", pa.int64()),  # place in the source: the first of two duplicates is kept
+        pa.field("digest", pa.binary()),  # of the bytes in the source
+        pa.field("problem", pa.string()),
+        pa.field("reencoded", pa.bool_()),
+        pa.field("empty_captions", pa.int32()),
+        pa.field("captions_not_text", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What went in and what came out; the manifest holds the same."""
+
+    source: str
+    format: str
+    found: int  # images in the source
+    examples: int
+    splits: dict[str, int]  # examples of each
+    left_out: dict[str, int]  # images, by reason
+    without_captions: int  # of the examples: fine for bags and RL, not for MLE
+    captions: int
+    captions_left_out: dict[str, int]  # by reason
+    reencoded: int
+
+
+def import_examples(
+    source: str,
+    out: str,
+    *,
+    format: str,
+    longest_side: int | None,
+    jpeg_quality: int,
+    split: str,
+    max_bad_fraction: float,
+    images: str | None = None,
+) -> ImportReport:
+    """Imports `source` into the new folder `out` (paths or URIs). Ray must be running.
+
+    format: "folder", "coco", "parquet", "webdataset", or "auto" to tell by the look of `source`;
+    `images`: image root of a COCO file;
+    `split`: of images whose source gives none; `longest_side` (pixels) and `jpeg_quality`: see `usable_image`.
+    Raises DataError when `source` isn't there or can't be read, `out` is there, or more than `max_bad_fraction` of the
+    images can't be used (duplicates aren't bad).
+    """
+    if kind_of(source) == fs.FileType.NotFound:
+        raise DataError(
+            f"nothing at {source}: looked for a folder, a .json file (COCO, Karpathy), a .parquet file or a .tar shard"
+        )
+    if kind_of(out) != fs.FileType.NotFound:
+        raise DataError(f"{out} exists: give a new folder for the examples")
+    format = _told_by_look(source) if format == "auto" else format
+    if format == "folder":
+        plan = folder_source(source, split)
+    elif format == "coco":
+        plan = coco_source(source, split, images)
+    elif format == "parquet":
+        plan = parquet_source(source, split)
+    elif format == "webdataset":
+        plan = webdataset_source(source, split)
+    else:
+        raise DataError(f"no format {format!r}: formats are folder, coco, parquet, webdataset and auto")
+
+    if not plan.tasks:
+        raise DataError(f"{source} has no rows")
+    checked = _checked(plan, longest_side, jpeg_quality)
+    index = _index(checked)
+    reasons = _reasons(index)
+    report = _report(source, format, index, reasons)
+    _stop_when_too_bad(report, index, max_bad_fraction)
+    _write(checked, frozenset(reasons), out)
+    _write_manifest(report, out)
+    return report
+
+
+def _told_by_look(source: str) -> str:
+    folder = kind_of(source) == fs.FileType.Directory
+    names = list_files(source) if folder else [source]
+    if any(name.endswith(".parquet") for name in names):
+        return "parquet"
+    if any(name.endswith(SHARD_SUFFIXES) for name in names):
+        return "webdataset"
+    if folder:
+        return "folder"
+    if source.endswith(".json"):
+        return "coco"
+    raise DataError(f"{source} is neither a folder nor a .json, .parquet or .tar file: name its format")
+
+
+def _checked(plan: Source, longest_side: int | None, jpeg_quality: int) -> Dataset:
+    """One row of CHECKED_SCHEMA for each image found, usable or not."""
+    tasks = [{"number": number, "task": json.dumps(task)} for number, task in enumerate(plan.tasks)]
+    blocks = min(len(tasks), TASKS_AT_MOST)
+    check = partial(_check_task, read=plan.read, longest_side=longest_side, jpeg_quality=jpeg_quality)
+    dataset = ray.data.from_items(tasks, override_num_blocks=blocks)
+    dataset.context.execution_options.preserve_order = True
+    return dataset.map_batches(check, batch_size=1, batch_format="pyarrow").materialize()
+
+
+def _check_task(batch: pa.Table, read: Any, longest_side: int | None, jpeg_quality: int) -> Iterator[pa.Table]:
+    for row in batch.to_pylist():
+        rows, size = [], 0
+        for place, found in enumerate(read(json.loads(row["task"]))):
+            rows.append(_check(found, longest_side, jpeg_quality) | {"number": (row["number"] << 32) + place})
+            size += len(rows[-1]["image"])
+            if len(rows) == ROWS_PER_BLOCK or size > BYTES_PER_BLOCK:
+                yield pa.Table.from_pylist(rows, schema=CHECKED_SCHEMA)
+                rows, size = [], 0
+        yield pa.Table.from_pylist(rows, schema=CHECKED_SCHEMA)
+
+
+def _check(found: Found, longest_side: int | None, jpeg_quality: int) -> dict[str, Any]:
+    image, reencoded, problem = b"", False, found.problem
+    if problem is None:
+        try:
+            image, reencoded = usable_image(found.image, longest_side, jpeg_quality)
+        except BadImageError as error:
+            problem = str(error)
+    texts = [" ".join(_utf8(caption).split()) for caption in found.captions if isinstance(caption, str)]
+    return {
+        "image_id": _utf8(found.image_id),
+        "image": image,
+        "captions": [text for text in texts if text],
+        "split": _utf8(found.split),
+        "digest": hashlib.sha256(found.image).digest(),
+        "problem": problem,
+        "reencoded": reencoded,
+        "empty_captions": sum(not text for text in texts),
+        "captions_not_text": len(found.captions) - len(texts),
+    }
+
+
+def _utf8(text: str) -> str:
+    """JSON can hold half of a surrogate pair, which is no text that Arrow or a tokeniser takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _index(checked: Dataset) -> list[dict[str, Any]]:
+    """All that is known of the rows, without the images, in the order of the source."""
+    light = checked.map_batches(_without_image, batch_format="pyarrow")
+    rows = [row for table in light.iter_batches(batch_size=None, batch_format="pyarrow") for row in table.to_pylist()]
+    return sorted(rows, key=lambda row: row["number"])
+
+
+def _without_image(table: pa.Table) -> pa.Table:
+    lengths = pa.compute.list_value_length(table["captions"])
+    return table.drop_columns(["image", "captions"]).append_column("captions", lengths)
+
+
+def _reasons(index: list[dict[str, Any]]) -> dict[int, str]:
+    """Why each row that is left out is, by its number."""
+    reasons, ids, digests = {}, set(), set()
+    for row in index:
+        if row["problem"] is not None:
+            reasons[row["number"]] = row["problem"]
+        elif row["image_id"] in ids:
+            reasons[row["number"]] = DUPLICATE_ID
+        elif row["digest"] in digests:
+            reasons[row["number"]] = DUPLICATE_IMAGE
+        else:
+            ids.add(row["image_id"])
+            digests.add(row["digest"])
+    return reasons
+
+
+def _report(source: str, format: str, index: list[dict[str, Any]], reasons: dict[int, str]) -> ImportReport:
+    kept = [row for row in index if row["number"] not in reasons]
+    captions_left_out = {
+        "empty": sum(row["empty_captions"] for row in kept),
+        "not text": sum(row["captions_not_text"] for row in kept),
+    }
+    return ImportReport(
+        source=source,
+        format=format,
+        found=len(index),
+        examples=len(kept),
+        splits=dict(sorted(Counter(row["split"] for row in kept).items())),
+        left_out=dict(sorted(Counter(reasons.values()).items())),
+        without_captions=sum(not row["captions"] for row in kept),
+        captions=sum(row["captions"] for row in kept),
+        captions_left_out={reason: count for reason, count in captions_left_out.items() if count},
+        reencoded=sum(row["reencoded"] for row in kept),
+    )
+
+
+def _stop_when_too_bad(report: ImportReport, index: list[dict[str, Any]], max_bad_fraction: float) -> None:
+    bad = [row for row in index if row["problem"] is not None]
+    if len(bad) > max_bad_fraction * len(index):
+        listed = "\n".join(f"  {row['image_id']}: {row['problem']}" for row in bad[:LISTED])
+        more = f"\n  and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+        raise DataError(
+            f"{len(bad)} of {len(index)} images can't be used ({len(bad) / len(index):.1%}, allowed are "
+            f"{max_bad_fraction:.1%}); repair or remove them, or raise max_bad_fraction:\n{listed}{more}"
+        )
+    if not report.examples:
+        raise DataError(f"no usable image in {report.source}: {report.found} found, left out {report.left_out}")
+
+
+class _PartFiles(FilenameProvider):
+    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
+        return f"part-{task_index:05d}-{write_uuid}.parquet"  # Ray wants its id of the write in the name
+
+
+def _write(checked: Dataset, left_out: frozenset[int], out: str) -> None:
+    filesystem, folder = locate(out)
+    examples = checked.map_batches(partial(_kept, left_out=left_out), batch_format="pyarrow")
+    examples.write_parquet(
+        f"{folder}/examples",
+        filesystem=filesystem,
+        filename_provider=_PartFiles(),
+        min_rows_per_file=ROWS_PER_FILE,
+        row_group_size=ROWS_PER_GROUP,
+    )
+
+
+def _kept(table: pa.Table, left_out: frozenset[int]) -> pa.Table:
+    mask = pa.array([number not in left_out for number in table["number"].to_pylist()], pa.bool_())
+    return table.filter(mask).select(EXAMPLE_SCHEMA.names)
+
+
+def _write_manifest(report: ImportReport, out: str) -> None:
+    filesystem, folder = locate(out)
+    written = ds.dataset(f"{folder}/examples", filesystem=filesystem, format="parquet").count_rows()
+    if written != report.examples:
+        raise DataError(
+            f"{written} of {report.examples} examples are in {out}: give a place that all nodes of the cluster see"
+        )
+    with filesystem.open_output_stream(f"{folder}/{MANIFEST_FILE}") as stream:
+        stream.write(json.dumps(asdict(report), indent=2, ensure_ascii=False).encode())
