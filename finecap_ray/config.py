@@ -31,6 +31,19 @@ class DataSettings(Section):
     """A job stops when more than this share of the images can't be used."""
 
 
+class ImportSettings(Section):
+    """`finecap import`; how much may be bad is `data.max_bad_fraction`."""
+
+    format: Literal["auto", "folder", "coco", "parquet", "webdataset"] = "auto"
+    """`auto` tells by the look of the source."""
+    longest_side: int | None = Field(512, ge=32)
+    """Pixels; larger images are scaled down. None: no image is made smaller."""
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    """Of the images that are encoded anew: scaled, turned upright, transparent, animated, or of another kind."""
+    split: str = "train"
+    """Of the images whose source gives none."""
+
+
 class TowerSettings(Section):
     """The frozen image tower whose pooled features are computed once and kept."""
 
@@ -226,6 +239,7 @@ class Settings(Section):
     seed: int = 0
     run_dir: str = "runs/run"
     data: DataSettings = DataSettings()
+    importing: ImportSettings = ImportSettings()
     tower: TowerSettings = TowerSettings()
     scorer: ScorerSettings = ScorerSettings()
     judge: JudgeSettings = JudgeSettings()
