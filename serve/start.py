@@ -1,0 +1,88 @@
+"""Starts the captioning service on Ray, waits until it answers, and takes it down again."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+from finecap_ray.captioning import CaptionerFacts, find_captioner, open_checkpoint
+from finecap_ray.cluster import connect
+from finecap_ray.config import Settings, TowerSettings
+from finecap_ray.errors import DeadlineError, UnsupportedError
+from serve.app import APPLICATION, build_application
+
+_POLL_S = 0.5
+
+
+def start_service(settings: Settings, checkpoint: str) -> None:
+    """Serves a captioner folder until Ctrl-C or SIGTERM. Raises what `deploy` raises."""
+    try:
+        url = deploy(settings, checkpoint)
+        print(f"captions at {url}   page {url}/   health {url}/healthz   Ctrl-C stops", flush=True)
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print("stopping", flush=True)
+    finally:
+        take_down()
+        ray.shutdown()
+
+
+def deploy(settings: Settings, checkpoint: str) -> str:
+    """The URL of the service, once it answers.
+
+    Raises DataError where there is no captioner, MismatchError when it was trained on another tower's features,
+    UnsupportedError when the engines don't start, DeadlineError when they don't start in time.
+    """
+    captioner = find_captioner(checkpoint)
+    connect(settings.resources)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    deadline = time.monotonic() + settings.resources.start_timeout_s
+    reading = _read_facts.remote(captioner, settings.tower)
+    serve.start(http_options={"host": settings.serve.host, "port": settings.serve.port})
+    facts = ray.get(reading, timeout=settings.resources.start_timeout_s)
+    target = serve.RunTarget(build_application(settings, captioner, facts), name=APPLICATION)
+    serve.run_many([target], wait_for_applications_running=False)
+    _wait_until_running(deadline, settings)
+    return f"http://{settings.serve.host}:{settings.serve.port}"
+
+
+def take_down() -> None:
+    """Removes the service, and Serve itself unless others use it."""
+    if not ray.is_initialized():
+        return
+    if APPLICATION in serve.status().applications:
+        serve.delete(APPLICATION)
+    if not serve.status().applications:
+        serve.shutdown()
+
+
+@ray.remote(num_cpus=1, max_retries=0, max_calls=1)
+def _read_facts(captioner: str, tower: TowerSettings) -> CaptionerFacts:
+    """In a process of its own, which ends: the driver stays small, and what doesn't fit is refused before engines start."""
+    return open_checkpoint(captioner, tower).facts
+
+
+def _wait_until_running(deadline: float, settings: Settings) -> None:
+    while True:
+        application = serve.status().applications[APPLICATION]
+        if application.status == ApplicationStatus.RUNNING:
+            return
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            messages = [one.message.strip() for one in application.deployments.values() if one.message.strip()]
+            reason = messages[0].splitlines()[-1] if messages else application.message  # the end of a stack trace
+            raise UnsupportedError(
+                f"the service doesn't start: {reason} (all of it is in Ray's logs, serve/controller_*)"
+            )
+        if time.monotonic() > deadline:
+            states = {name: dict(one.replica_states) for name, one in application.deployments.items()}
+            raise DeadlineError(
+                f"the service didn't start within {settings.resources.start_timeout_s:.0f} s; replicas: {states}; "
+                f"each of {settings.serve.replicas} engines needs 1 CPU{' and 1 GPU' if settings.resources.use_gpu else ''}: "
+                "see `ray status` for what the cluster has"
+            )
+        time.sleep(_POLL_S)

@@ -1,0 +1,231 @@
+"""The captioning service over HTTP: real Ray Serve, real vLLM, a captioner of random weights and real images."""
+
+import base64
+import io
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from PIL import Image
+
+from finecap_ray.captioners.build import build_clipcap
+from finecap_ray.captioning import CaptionerFacts, caption_files, find_captioner, run_settings, sampling_spec
+from finecap_ray.config import CaptionerSettings, ServeSettings, Settings, TowerSettings
+from finecap_ray.errors import ConfigError, DataError, MismatchError
+from finecap_ray.scorers.tower import load_tower
+from finecap_ray.sources import read_examples
+from serve.start import deploy, take_down
+
+MAX_TOKENS = 8
+MAX_IMAGE_BYTES = 200_000
+FACTS = CaptionerFacts("rl/captioner", "0" * 16, MAX_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [row["image"] for row in read_examples("fluent").slice(0, 16).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    tower = load_tower(TowerSettings())
+    settings = CaptionerSettings(
+        prefix_length=2, mapper_width=32, width=32, layers=1, heads=1, vocabulary=300, max_tokens=MAX_TOKENS
+    )
+    model, processor = build_clipcap(settings, ["a red apple", "a green pear"], tower.width, tower.digest, 0.0, seed=0)
+    folder = tmp_path_factory.mktemp("run") / "captioner"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(ray_session, checkpoint):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    limits = ServeSettings(port=port, max_image_bytes=MAX_IMAGE_BYTES, max_image_pixels=1_000_000, max_captions=4)
+    try:
+        with httpx.Client(base_url=deploy(Settings(serve=limits), str(checkpoint)), timeout=60) as client:
+            yield client
+    finally:
+        take_down()
+
+
+def as_json(image: bytes, **fields):
+    return {"image": base64.b64encode(image).decode(), **fields}
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["type"]
+
+
+def test_multipart_and_base64_give_the_same_greedy_caption_twice(service, images):
+    answers = [
+        service.post("/v1/captions", files={"image": ("apple.webp", images[0])}),
+        service.post("/v1/captions", json=as_json(images[0])),
+        service.post("/v1/captions", json=as_json(images[0])),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    first, *others = [answer.json()["captions"] for answer in answers]
+    assert all(other == first for other in others)
+    [caption] = first
+    assert caption["text"] and 1 <= caption["tokens"] <= MAX_TOKENS and caption["logprob"] < 0
+    body = answers[0].json()
+    assert body["model"]["captioner"].endswith("/captioner") and body["seconds"] > 0
+
+
+def test_n_captions_of_max_tokens(service, images):
+    answer = service.post("/v1/captions", files={"image": images[0]}, data={"n": 4, "max_tokens": 3, "temperature": 1})
+    captions = answer.json()["captions"]
+    assert len(captions) == 4
+    assert all(caption["tokens"] <= 3 for caption in captions)
+    assert len({caption["text"] for caption in captions}) > 1
+
+
+def test_together_each_request_gets_what_it_asked_for(service, images):
+    asked = [{"n": 1 + row % 4, "max_tokens": 1 + row % MAX_TOKENS} for row in range(len(images))]
+    alone = [service.post("/v1/captions", json=as_json(image, max_tokens=5)).json() for image in images[::4]]
+    with ThreadPoolExecutor(len(images)) as pool:
+        answers = list(
+            pool.map(
+                lambda image, fields: service.post("/v1/captions", json=as_json(image, **fields)),
+                images + images[::4],
+                asked + [{"max_tokens": 5}] * 4,
+            )
+        )
+    for answer, fields in zip(answers, asked, strict=False):
+        captions = answer.json()["captions"]
+        assert len(captions) == fields["n"]
+        assert all(caption["tokens"] <= fields["max_tokens"] for caption in captions)
+    for one, crowded in zip(
+        alone, answers[-4:], strict=True
+    ):  # the same caption among neighbours of other temperatures
+        [expected], [found] = one["captions"], crowded.json()["captions"]
+        assert found["text"] == expected["text"]
+        assert found["logprob"] == pytest.approx(expected["logprob"], abs=1e-4)
+
+
+@pytest.mark.parametrize("garbage", [b"not an image", b"", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_not_an_image(service, garbage):
+    assert refusal(service.post("/v1/captions", files={"image": ("a.png", garbage)})) == (400, "not_an_image")
+    assert refusal(service.post("/v1/captions", json=as_json(garbage))) == (400, "not_an_image")
+
+
+def test_an_image_cut_short_and_text_that_is_not_base64(service, images):
+    assert refusal(service.post("/v1/captions", files={"image": images[0][:1000]})) == (400, "not_an_image")
+    assert refusal(service.post("/v1/captions", json={"image": "no base64!"})) == (400, "not_an_image")
+
+
+@pytest.mark.parametrize("size", [MAX_IMAGE_BYTES + 1, 20 * MAX_IMAGE_BYTES])
+def test_too_many_bytes(service, size):
+    large = bytes(size)
+    answers = [
+        service.post("/v1/captions", files={"image": large}),
+        service.post("/v1/captions", json=as_json(large)),
+    ]
+    assert [refusal(answer) for answer in answers] == [(413, "image_too_large")] * 2
+
+
+def test_too_many_bytes_of_undeclared_length(service):
+    chunks = (b" " * 2**16 for _ in range(20))
+    answer = service.post("/v1/captions", content=chunks, headers={"content-type": "application/json"})
+    assert refusal(answer) == (413, "image_too_large")
+
+
+def test_too_many_pixels_in_few_bytes(service):
+    file = io.BytesIO()
+    Image.new("1", (2000, 2000)).save(file, "PNG")
+    assert len(file.getvalue()) < 10_000
+    assert refusal(service.post("/v1/captions", files={"image": file.getvalue()})) == (413, "image_too_large")
+
+
+@pytest.mark.parametrize(
+    "fields, named",
+    [
+        ({"n": 0}, "n must be at least 1, got 0"),
+        ({"n": 5}, "n must be at most 4, got 5"),
+        ({"n": "many"}, "n:"),
+        ({"n": 2, "temperature": 0}, "greedy"),
+        ({"temperature": -1}, "temperature must be from 0"),
+        ({"max_tokens": MAX_TOKENS + 1}, f"max_tokens must be from 1 to {MAX_TOKENS}"),
+        ({"beams": 3}, "beams"),
+    ],
+)
+def test_bad_parameters_are_named(service, images, fields, named):
+    for answer in (
+        service.post("/v1/captions", json=as_json(images[0], **fields)),
+        service.post("/v1/captions", files={"image": images[0]}, data=fields),
+    ):
+        assert refusal(answer) == (422, "invalid_request")
+        assert named in answer.json()["error"]["message"]
+
+
+def test_requests_of_another_form(service):
+    assert refusal(service.post("/v1/captions", data={"n": 1})) == (415, "unsupported_media_type")
+    assert refusal(service.post("/v1/captions", files={"picture": b"1"})) == (422, "invalid_request")
+    assert refusal(service.post("/v1/captions", content=b"{", headers={"content-type": "application/json"})) == (
+        422,
+        "invalid_request",
+    )
+    assert refusal(service.get("/v1/nothing")) == (404, "not_found")
+
+
+def test_health_page_and_description(service):
+    health = service.get("/healthz")
+    assert health.status_code == 200
+    assert health.json()["status"] == "ready" and health.json()["replicas"] == 1
+    assert health.json()["limits"]["max_tokens"] == MAX_TOKENS
+    page = service.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "v1/captions" in page.text and "http://" not in page.text and "https://" not in page.text
+    body = service.get("/openapi.json").json()["paths"]["/v1/captions"]["post"]["requestBody"]["content"]
+    assert set(body) == {"multipart/form-data", "application/json"}
+
+
+@pytest.mark.usefixtures("service")
+def test_a_captioner_of_another_tower_is_refused(checkpoint, tmp_path):
+    other = tmp_path / "captioner"
+    other.mkdir()
+    for file in checkpoint.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"feature_tower": "f" * 16}))
+    with pytest.raises(MismatchError, match="f" * 16):
+        deploy(Settings(), str(other))
+
+
+def test_how_captions_are_drawn():
+    assert sampling_spec(1, None, None, FACTS).temperature == 0  # greedy
+    assert sampling_spec(3, None, None, FACTS).temperature == 1
+    assert sampling_spec(1, None, None, FACTS).max_tokens == MAX_TOKENS
+    for n, temperature, max_tokens in [(0, 1, 1), (1, float("nan"), 1), (1, 2.1, 1), (1, 1, 0), (2, 0, 1)]:
+        with pytest.raises(ConfigError):
+            sampling_spec(n, temperature, max_tokens, FACTS)
+
+
+def test_a_captioner_is_found_or_what_lies_below_is_named(checkpoint, tmp_path):
+    assert find_captioner(checkpoint) == str(checkpoint)
+    with pytest.raises(DataError, match=f"below it are {checkpoint.as_posix()}"):
+        find_captioner(checkpoint.parent)
+    with pytest.raises(DataError, match=r"config\.json"):
+        find_captioner(tmp_path)
+
+
+def test_the_settings_of_the_run_are_found(tmp_path):
+    (tmp_path / "config.yaml").write_text("tower: {image_size: 64}")
+    captioner = str(tmp_path / "rl" / "captioner")
+    assert run_settings(captioner, None).tower.image_size == 64
+    assert run_settings(captioner, None, ["serve.port=8123"]).serve.port == 8123
+    assert run_settings(captioner, "demo").tower == TowerSettings()
+    assert run_settings("/captioner", None).tower == TowerSettings()
+
+
+def test_files_that_are_no_images_are_named_before_anything_starts(tmp_path, images, checkpoint):
+    good, bad = tmp_path / "good.webp", tmp_path / "bad.png"
+    good.write_bytes(images[0])
+    bad.write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"2 of 3 files(?s:.*)bad\.png(?s:.*)missing\.png"):
+        caption_files([str(good), str(bad), str(tmp_path / "missing.png")], str(checkpoint), Settings(), 1, None, None)
