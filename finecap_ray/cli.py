@@ -17,6 +17,9 @@ app = typer.Typer(
 console = Console(soft_wrap=True)
 
 Config = Annotated[str, typer.Option("--config", "-c", help="A preset or a YAML file.")]
+RunConfig = Annotated[
+    str | None, typer.Option("--config", "-c", help="A preset or a YAML file; default: the checkpoint's run's own.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, such as rl.learning_rate=1e-4.")]
 
 
@@ -26,6 +29,38 @@ def demo(overrides: Overrides = None, config: Config = "demo") -> None:
     from finecap_ray.demo import run_demo
 
     run_demo(load_settings(config, overrides or []), console)
+
+
+@app.command()
+def caption(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    checkpoint: Annotated[str, typer.Option(help="A captioner folder, such as runs/demo/rl/captioner.")],
+    n: Annotated[int, typer.Option("--n", "-n", help="Captions per image.")] = 1,
+    temperature: Annotated[float | None, typer.Option(help="Default: 0 (greedy), or 1 for several captions.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Default: the captioner's longest.")] = None,
+    config: RunConfig = None,
+) -> None:
+    """Captions of image files, one per line: path, tab, caption."""
+    from finecap_ray.captioning import caption_files, find_captioner, run_settings
+
+    captioner = find_captioner(checkpoint)
+    settings = run_settings(captioner, config)
+    for one in caption_files(images, captioner, settings, n, temperature, max_tokens):
+        typer.echo(f"{one.image}\t{' '.join(one.text.split())}")
+
+
+@app.command("serve")
+def serve_(
+    checkpoint: Annotated[str, typer.Argument(help="A captioner folder, such as runs/demo/rl/captioner.")],
+    overrides: Overrides = None,
+    config: RunConfig = None,
+) -> None:
+    """Answers POST /v1/captions, with a page to try it, until Ctrl-C."""
+    from finecap_ray.captioning import find_captioner, run_settings
+    from serve.start import start_service
+
+    captioner = find_captioner(checkpoint)
+    start_service(run_settings(captioner, config, overrides or []), captioner)
 
 
 def main() -> None:
