@@ -1,26 +1,39 @@
-"""`finecap`: parses, calls, prints. A FinecapError becomes one clear message and exit code 2."""
+"""`finecap`: parses, calls, prints. A FinecapError becomes one clear message and exit code 2.
+
+Nothing heavy is imported before a command runs: `finecap --help` answers at once.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from finecap_ray.config import load_settings
+from finecap_ray.config import Settings, dump_settings, load_settings
 from finecap_ray.errors import FinecapError
+from finecap_ray.unwrap import finecap_error
 
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split(":")[0], add_completion=False
-)
+_OPTIONS = {"no_args_is_help": True, "pretty_exceptions_enable": False, "add_completion": False}
+app = typer.Typer(help="Fine-tune image captioners by self-retrieval in bags of look-alikes.", **_OPTIONS)
+scorer_app = typer.Typer(help="The image-text scorers: one rewards, the other judges.", **_OPTIONS)
+bags_app = typer.Typer(help="Bags of look-alikes.", **_OPTIONS)
+train_app = typer.Typer(help="Train the captioner: on captions (mle), then by self-retrieval (rl).", **_OPTIONS)
+app.add_typer(scorer_app, name="scorer")
+app.add_typer(bags_app, name="bags")
+app.add_typer(train_app, name="train")
 console = Console(soft_wrap=True)
+
+_INTERRUPTED = 130  # exit code of Ctrl-C
 
 Config = Annotated[str, typer.Option("--config", "-c", help="A preset or a YAML file.")]
 RunConfig = Annotated[
     str | None, typer.Option("--config", "-c", help="A preset or a YAML file; default: the checkpoint's run's own.")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, such as rl.learning_rate=1e-4.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the settings and the batch arithmetic, and exit.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run folder that has this stage.")]
 
 
 @app.command()
@@ -29,6 +42,108 @@ def demo(overrides: Overrides = None, config: Config = "demo") -> None:
     from finecap_ray.demo import run_demo
 
     run_demo(load_settings(config, overrides or []), console)
+
+
+@app.command()
+def doctor() -> None:
+    """Checks versions, cores, GPUs, memory, disk, and that Ray places an actor. Exit code 1 if something is wrong."""
+    from finecap_ray.doctor import diagnose
+
+    checks = diagnose()
+    for check in checks:
+        console.print(
+            f"{'ok   ' if check.ok else 'WRONG'}  {check.name:<16} {check.detail}", highlight=False, markup=False
+        )
+        if check.remedy:
+            console.print(f"{'':<24}-> {check.remedy}", highlight=False, markup=False)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="Folder, COCO or Karpathy JSON, parquet, or WebDataset shards.")],
+    out: Annotated[str, typer.Argument(help="New folder for the examples.")],
+    overrides: Overrides = None,
+    config: Config = "demo",
+    images: Annotated[str | None, typer.Option(help="Folder of the images of a COCO file.")] = None,
+) -> None:
+    """Images and captions from outside -> examples, with a manifest of what was left out. Settings: importing.*"""
+    from finecap_ray.cluster import absolute, connect
+    from finecap_ray.sources.importer import import_examples
+
+    settings = load_settings(config, overrides or [])
+    connect(settings.resources)
+    report = import_examples(
+        absolute(source),
+        absolute(out),
+        **settings.importing.model_dump(),
+        max_bad_fraction=settings.data.max_bad_fraction,
+        images=images and absolute(images),
+    )
+    console.print(f"{report.examples} examples of {report.found} images, in {out}", highlight=False, markup=False)
+    for reason, count in report.left_out.items():
+        console.print(f"{count:>8} left out: {reason}", highlight=False, markup=False)
+
+
+@scorer_app.command("train")
+def scorer_train(overrides: Overrides = None, config: Config = "demo") -> None:
+    """Trains the scorer that rewards and the one that judges, on disjoint halves of the training images."""
+    pipeline = _pipeline(load_settings(config, overrides or []))
+    console.print(f"scorer: {pipeline.scorer.spec}\njudge:  {pipeline.judge.spec}", highlight=False, markup=False)
+
+
+@scorer_app.command("evaluate")
+def scorer_evaluate(overrides: Overrides = None, config: Config = "demo") -> None:
+    """What the scorers are worth: R@1 on images of the dev splits. Trains those that aren't trained yet."""
+    from finecap_ray.facts import describe_warrant
+
+    pipeline = _pipeline(load_settings(config, overrides or []))
+    for name, source in (("scorer", pipeline.scorer), ("judge", pipeline.judge)):
+        console.print(f"{name:<8}{describe_warrant(source.spec)}", highlight=False, markup=False)
+
+
+@bags_app.command("build")
+def bags_build(overrides: Overrides = None, config: Config = "demo") -> None:
+    """Mines the bags of the training split and of the evaluation's."""
+    from finecap_ray.bags.build import read_manifest
+    from finecap_ray.facts import describe_bags
+
+    pipeline = _pipeline(load_settings(config, overrides or []))
+    for split in dict.fromkeys(["train", *pipeline.settings.evaluation.groups.values()]):
+        console.print(describe_bags(read_manifest(pipeline.bags(split).folder)), highlight=False, markup=False)
+
+
+@train_app.command("mle")
+def train_mle(
+    overrides: Overrides = None, config: Config = "demo", dry_run: DryRun = False, resume: Resume = False
+) -> None:
+    """Trains the captioner on captions."""
+    _train("mle", load_settings(config, overrides or []), dry_run, resume)
+
+
+@train_app.command("rl")
+def train_rl(
+    overrides: Overrides = None, config: Config = "demo", dry_run: DryRun = False, resume: Resume = False
+) -> None:
+    """Trains the captioner by self-retrieval; runs the stages that come before it first."""
+    _train("rl", load_settings(config, overrides or []), dry_run, resume)
+
+
+@app.command()
+def evaluate(overrides: Overrides = None, config: Config = "demo") -> None:
+    """The captioner before and after RL on held-out bags, by the judge; runs the stages that are missing."""
+    from finecap_ray.demo import run_demo
+
+    run_demo(load_settings(config, overrides or []), console)
+
+
+@app.command()
+def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run that was evaluated.")]) -> None:
+    """Writes the report of a run again."""
+    from finecap_ray.report.assemble import rebuild_report
+
+    console.print(f"report: {rebuild_report(run_dir)}", highlight=False, markup=False)
 
 
 @app.command()
@@ -63,26 +178,43 @@ def serve_(
     start_service(run_settings(captioner, config, overrides or []), captioner)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command; `arguments` are those of the terminal unless given (by a job)."""
     try:
-        app()
-    except FinecapError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from here", style="bold")
-        sys.exit(130)
+        app(args=arguments)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            Console(stderr=True).print("stopped; the stages that are finished are kept", style="bold")
+        raise
     except Exception as error:
-        cause = getattr(error, "cause", None)  # of Ray's RayTaskError
-        if not isinstance(cause, FinecapError):
+        found = finecap_error(error)
+        if found is None:
             raise
-        _fail(cause)
+        _fail(found)
+
+
+def _pipeline(settings: Settings):
+    from finecap_ray.pipeline import Pipeline
+
+    return Pipeline.narrated(settings, console)
+
+
+def _train(stage: Literal["mle", "rl"], settings: Settings, dry_run: bool, resume: bool) -> None:
+    from finecap_ray.preflight import describe_training, refuse_existing
+
+    arithmetic = describe_training(settings, stage)
+    if dry_run:
+        typer.echo(f"{dump_settings(settings)}\n{arithmetic}")
+        return
+    if not resume:
+        refuse_existing(settings, stage)
+    console.print(arithmetic, highlight=False, markup=False)
+    result = getattr(_pipeline(settings), stage)
+    console.print(f"captioner: {result.folder if stage == 'mle' else result.folder / 'captioner'}", highlight=False)
 
 
 def _fail(error: FinecapError) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/bold red] {error}", highlight=False)
+    stderr = Console(stderr=True, soft_wrap=True)
+    stderr.print("error: ", style="bold red", end="")
+    stderr.print(str(error), highlight=False, markup=False)
     sys.exit(2)
-
-
-@app.callback()
-def _root() -> None:
-    """Fine-tune image captioners by self-retrieval in bags of look-alikes."""

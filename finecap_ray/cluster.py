@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -36,9 +37,10 @@ def connect(resources: ResourceSettings) -> None:
     """Joins `resources.address`, RAY_ADDRESS or the cluster of the running job, else starts Ray here. Does nothing twice."""
     if ray.is_initialized():
         return
-    address = resources.address or os.environ.get("RAY_ADDRESS")
+    # Not None: Ray would then join whatever `ray start` left running on this machine, and refuse `num_cpus`.
+    address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
     options = {}
-    if address is None:
+    if address == "local":
         options = {
             "num_cpus": resources.num_cpus,
             "object_store_memory": resources.object_store_mb * 2**20,
@@ -56,6 +58,9 @@ def connect(resources: ResourceSettings) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":
+            handler.setLevel(logging.CRITICAL)
 
 
 def single_node() -> bool:

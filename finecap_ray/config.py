@@ -173,8 +173,8 @@ class RlSettings(Section):
     """TRL's names. dr_grpo: summed over tokens, over a constant; grpo: mean over a caption's tokens; dapo: over all tokens."""
     kl_weight: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the start (k3 estimate)."""
-    temperature: float = Field(1.0, gt=0)
-    """In sampling and in the trainer's log-probs alike."""
+    temperature: float = Field(1.0, gt=0, le=2)
+    """In sampling and in the trainer's log-probs alike; 2 is vLLM's limit."""
     bf16: bool = False
     drift_bound: float = Field(1e-3, gt=0)
     """Largest mean |log p(sampler) - log p(trainer)| per token, in nats; past it the run stops. Raise it for bfloat16."""

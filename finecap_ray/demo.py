@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from finecap_ray.cluster import absolute
 from finecap_ray.config import Settings
 from finecap_ray.pipeline import Pipeline
-from finecap_ray.progress import Narrator
-from finecap_ray.stages import Stages
 
 
 def run_demo(settings: Settings, console: Console) -> dict[str, Any]:
     """Runs every stage that isn't cached and writes summary.json and report.html. Returns the summary."""
-    narrator = Narrator(console)
-    stages = Stages(absolute(settings.run_dir), narrator.started, narrator.ended)
-    pipeline = Pipeline(settings, stages, narrator)
-    pipeline.evaluation  # noqa: B018 - a stage runs when it is first asked for
-    summary = pipeline.summary() | {"seconds": {result.name: round(result.seconds, 1) for result in stages.results}}
-    (pipeline.run_dir / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    # REPORT
+    pipeline = Pipeline.narrated(settings, console)
+    summary = pipeline.summary()
+    pipeline.write_report(summary)
     console.print(summary_table(summary))
     console.print(f"report: {settings.run_dir}/report.html   numbers: {settings.run_dir}/summary.json", highlight=False)
     return summary

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import ray
+from rich.console import Console
 
 from finecap_ray.bags.build import BagSource, build_bags, read_manifest
 from finecap_ray.bags.stream import plan_run
@@ -24,9 +25,11 @@ from finecap_ray.cluster import absolute, connect
 from finecap_ray.config import ScorerSettings, Settings, dump_settings
 from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.progress import Narrator
+from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
 from finecap_ray.scorers.embed import FeatureSet, embed_examples, read_features
 from finecap_ray.sources import read_examples
 from finecap_ray.stages import StageResult, Stages
+from finecap_ray.training.arithmetic import rl_arithmetic
 
 TRAIN_SPLIT = "train"
 
@@ -41,12 +44,20 @@ class Pipeline:
     """The stages of one run; a stage runs those that it needs first."""
 
     def __init__(self, settings: Settings, stages: Stages, narrator: Narrator) -> None:
+        """Connects to Ray. Raises ConfigError for impossible batch arithmetic, before that."""
+        rl_arithmetic(settings.rl, {})
         self.settings, self.stages, self.narrator = settings, stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
         self.logs = str(self.run_dir / "logs")
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
         connect(settings.resources)
+
+    @classmethod
+    def narrated(cls, settings: Settings, console: Console) -> Pipeline:
+        """A pipeline that says on the console what it does."""
+        narrator = Narrator(console)
+        return cls(settings, Stages(absolute(settings.run_dir), narrator.started, narrator.ended), narrator)
 
     @cached_property
     def examples(self) -> pa.Table:
@@ -231,7 +242,14 @@ class Pipeline:
         return [row for split in splits for row in self.rows(split)]
 
     def summary(self) -> dict:
-        return json.loads((self.evaluation.folder / "summary.json").read_text(encoding="utf-8"))
+        """Of the evaluation, and the seconds of every stage that was asked for."""
+        summary = json.loads((self.evaluation.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return summary | {"seconds": {result.name: round(result.seconds, 1) for result in self.stages.results}}
+
+    def write_report(self, summary: dict) -> None:
+        """summary.json and report.html, in the run folder."""
+        (self.run_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        assemble_report(self.run_dir, self.settings, summary)
 
 
 def table_digest(table: pa.Table) -> str:

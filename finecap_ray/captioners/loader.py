@@ -18,7 +18,7 @@ def load_captioner(spec: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     try:
         model = AutoModelForImageTextToText.from_pretrained(spec, dtype="float32")
         processor = AutoProcessor.from_pretrained(spec)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a folder without config.json, or a model type nobody knows
         raise DataError(
             f"no captioner at {spec!s}: expected a folder with config.json and model.safetensors, or a hub name ({error})"
         ) from error

@@ -1,0 +1,66 @@
+"""A stage is done once per digest of its inputs, and an interrupted one goes on from what is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finecap_ray.stages import STAGE_FILE, Stages
+
+
+def stages(root: Path) -> Stages:
+    return Stages(root, on_start=lambda name: None, on_end=lambda result: None)
+
+
+def append(out: Path) -> None:
+    with (out / "work").open("a") as file:
+        file.write("x")
+
+
+def test_equal_inputs_are_worked_on_once(tmp_path):
+    first = stages(tmp_path).run("mle", {"epochs": 2, "seed": 0}, append)
+    again = stages(tmp_path).run("mle", {"seed": 0, "epochs": 2}, append)
+    assert (first.cached, again.cached) == (False, True)
+    assert (again.digest, again.seconds) == (first.digest, first.seconds)
+    assert (tmp_path / "mle" / "work").read_text() == "x"
+
+
+def test_changed_inputs_start_from_nothing(tmp_path):
+    first = stages(tmp_path).run("mle", {"epochs": 2}, append)
+    (tmp_path / "mle" / "leftover").touch()
+    changed = stages(tmp_path).run("mle", {"epochs": 3}, append)
+    assert not changed.cached and changed.digest != first.digest
+    assert (tmp_path / "mle" / "work").read_text() == "x"
+    assert not (tmp_path / "mle" / "leftover").exists()
+
+
+def test_an_interrupted_stage_goes_on(tmp_path):
+    def interrupted(out: Path) -> None:
+        append(out)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages(tmp_path).run("rl", {"seed": 0}, interrupted)
+    state = json.loads((tmp_path / "rl" / STAGE_FILE).read_text())
+    assert not state["finished"]
+    result = stages(tmp_path).run("rl", {"seed": 0}, append)
+    assert not result.cached
+    assert (tmp_path / "rl" / "work").read_text() == "xx"  # what was there is still there
+    assert result.seconds >= state["seconds"]  # both runs count
+
+
+def test_an_interrupted_stage_with_other_inputs_starts_from_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        stages(tmp_path).run("rl", {"seed": 0}, lambda out: (append(out), 1 / 0))
+    stages(tmp_path).run("rl", {"seed": 1}, append)
+    assert (tmp_path / "rl" / "work").read_text() == "x"
+
+
+def test_results_are_kept_in_order_and_told(tmp_path):
+    told = []
+    own = Stages(tmp_path, on_start=told.append, on_end=lambda result: told.append(result.name))
+    own.run("features", {}, append)
+    own.run("bags/train", {}, append)
+    own.run("features", {}, append)
+    assert told == ["features", "features", "bags/train", "bags/train", "features"]  # a cached one only ends
+    assert [result.cached for result in own.results] == [False, False, True]
