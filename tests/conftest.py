@@ -1,11 +1,185 @@
-"""What all tests share: one Ray for the whole session."""
+"""What all tests share: one Ray, and a small world that is made once (images, features, scorers, bags, captioner, engines).
 
+The images of the bags are garbage bytes: whatever trains on these bags can't have looked at them.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 import pytest
-import ray
+
+from finecap_ray.config import (
+    BagSettings,
+    CaptionerSettings,
+    JudgeSettings,
+    ResourceSettings,
+    RewardSettings,
+    ScorerSettings,
+    TowerSettings,
+)
+
+IMAGE_SIZE = 64  # pixels; a quarter of the work of the default
+MAX_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """60 training images and what the frozen tower sees of them."""
+
+    image_ids: list[str]
+    images: list[bytes]
+    captions: list[list[str]]
+    features: np.ndarray  # [60, F] float16
 
 
 @pytest.fixture(scope="session")
-def ray_session():
-    ray.init(num_cpus=8, include_dashboard=False, object_store_memory=512 * 2**20, log_to_driver=False)
+def resources():
+    return ResourceSettings(num_cpus=8, samplers=2, sampler_max_sequences=64, step_timeout_s=120)
+
+
+@pytest.fixture(scope="session")
+def ray_session(resources):
+    import ray
+
+    from finecap_ray.cluster import connect
+
+    connect(resources)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tower():
+    from finecap_ray.scorers.tower import load_tower
+
+    return load_tower(TowerSettings(image_size=IMAGE_SIZE))
+
+
+@pytest.fixture(scope="session")
+def emoji(tower):
+    from finecap_ray.sources import read_examples
+
+    rows = [row for row in read_examples("fluent").to_pylist() if row["split"] == "train"][200:260]
+    images = [row["image"] for row in rows]
+    features = tower.embed(images).numpy().astype(np.float16)
+    return Emoji([row["image_id"] for row in rows], images, [row["captions"] for row in rows], features)
+
+
+def _trained_scorer(settings, tower, emoji, folder: Path) -> Path:
+    import torch
+
+    from finecap_ray.scorers.train import train_scorer
+
+    features = torch.from_numpy(emoji.features.astype(np.float32))
+    train_scorer(settings, tower, features[:50], emoji.captions[:50], features[50:], emoji.captions[50:], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scorer_folder(tower, emoji, tmp_path_factory):
+    """A reward scorer on frozen MiniLM."""
+    settings = ScorerSettings(epochs=4, batch_size=25, embed_dim=32)
+    return _trained_scorer(settings, tower, emoji, tmp_path_factory.mktemp("scorer"))
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tower, emoji, tmp_path_factory):
+    """A judge whose text tower is trained from scratch."""
+    settings = JudgeSettings(epochs=2, batch_size=25, embed_dim=32)
+    return _trained_scorer(settings, tower, emoji, tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture(scope="session")
+def scorer(scorer_folder):
+    from finecap_ray.scorers.scorer import load_scorer
+
+    return load_scorer(scorer_folder)
+
+
+@pytest.fixture(scope="session")
+def bag_source(emoji, scorer, tower):
+    import torch
+
+    from finecap_ray.bags.build import BagSource
+
+    return BagSource(
+        image_ids=emoji.image_ids,
+        images=[b"not an image"] * len(emoji.images),
+        captions=emoji.captions,
+        embeddings=scorer.project_features(torch.from_numpy(emoji.features)).numpy(),
+        features=emoji.features,
+        name="train",
+        left_out={"undecodable": 0},
+        scorer={"name": scorer.name, "digest": scorer.digest},
+        tower={"digest": tower.digest},
+    )
+
+
+@pytest.fixture(scope="session")
+def bag_folder(bag_source, tmp_path_factory):
+    """Bags of 2 and 3, a few per row group."""
+    from finecap_ray.bags.build import build_bags
+
+    folder = tmp_path_factory.mktemp("bags")
+    build_bags(bag_source, folder, (2, 3), BagSettings(rows_per_group=4), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captioner_folder(emoji, tower, tmp_path_factory):
+    """A captioner of random weights, large enough for its distributions to be far from uniform.
+
+    One head of 32: vLLM on CPU has no attention kernel for narrower heads.
+    """
+    import torch
+
+    from finecap_ray.captioners.build import build_clipcap
+
+    settings = CaptionerSettings(
+        prefix_length=2, mapper_width=32, width=32, layers=2, heads=1, vocabulary=400, max_tokens=MAX_TOKENS, dropout=0
+    )
+    captions = [text for own in emoji.captions for text in own]
+    model, processor = build_clipcap(settings, captions, tower.width, tower.digest, 0.0, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("captioner")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def captioner(captioner_folder):
+    """Model and processor, new for each test: it may change the weights."""
+    from finecap_ray.captioners import load_captioner
+
+    return load_captioner(captioner_folder)
+
+
+@pytest.fixture(scope="session")
+def samplers(ray_session, captioner_folder, resources, tmp_path_factory):
+    """Two samplers; engines take long to start, so all tests use these."""
+    from finecap_ray.sampling.sampler import SamplerPool
+
+    pool = SamplerPool(str(captioner_folder), resources, logs=str(tmp_path_factory.mktemp("logs")))
+    pool.wait_until_ready()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def versions():
+    """Weight versions for the shared samplers: each test takes the next one, which is newer than all before."""
+    return itertools.count(1000, 1000)
+
+
+@pytest.fixture(scope="session")
+def rewards(ray_session, scorer_folder, emoji, resources):
+    from finecap_ray.rewards.actor import RewardPool
+
+    pool = RewardPool(str(scorer_folder), RewardSettings(cider=0.5), emoji.captions, resources)
+    yield pool
+    pool.close()

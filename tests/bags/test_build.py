@@ -1,0 +1,85 @@
+"""Bag sets as they are written: rows, manifest, and what refuses them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from finecap_ray.bags.build import bag_count, build_bags, check_scorer, read_manifest
+from finecap_ray.bags.stream import read_bags
+from finecap_ray.config import BagSettings
+from finecap_ray.errors import DataError, MismatchError
+from finecap_ray.records import BAG_SCHEMA
+
+
+def test_a_bag_row_is_self_contained(bag_folder, bag_source):
+    bags = read_bags(bag_folder, 3)
+    row = {image_id: index for index, image_id in enumerate(bag_source.image_ids)}
+    for bag in bags:
+        rows = [row[image.image_id] for image in bag.images]
+        assert len(set(rows)) == 3
+        cosines = bag_source.embeddings[rows] @ bag_source.embeddings[rows].T
+        # mean over the 3 pairs = (sum of all 9 - 3 of each with itself) / 6
+        assert bag.similarity == pytest.approx((cosines.sum() - 3) / 6, abs=1e-5)
+        for image, index in zip(bag.images, rows, strict=True):
+            assert image.image == bag_source.images[index]
+            assert image.captions == tuple(bag_source.captions[index])
+            assert np.array_equal(image.embedding, bag_source.embeddings[index].astype(np.float16))
+            assert np.array_equal(image.features, bag_source.features[index])
+
+
+def test_the_files_have_the_schema_of_the_records(bag_folder):
+    file = pq.ParquetFile(bag_folder / "size=2" / "part-0.parquet")
+    assert file.schema_arrow.equals(BAG_SCHEMA)
+    assert file.num_row_groups == -(-file.metadata.num_rows // 4)  # 4 bags per row group
+
+
+def test_the_manifest_accounts_for_every_image(bag_folder, bag_source):
+    manifest = read_manifest(bag_folder)
+    assert manifest["images"] == 60 and manifest["left_out"] == {"undecodable": 0}
+    assert manifest["scorer"] == bag_source.scorer and manifest["tower"] == bag_source.tower
+    for size in (2, 3):
+        facts = manifest["sizes"][str(size)]
+        assert facts["bags"] == bag_count(manifest, size) == len(read_bags(bag_folder, size))
+        assert facts["images"] == size * facts["bags"]  # disjoint bags
+        assert facts["images"] + facts["leftover"] == 60
+        assert facts["mean_similarity"] > facts["mean_similarity_of_random_bags"]
+
+
+def test_a_size_that_was_not_built_is_an_error_that_names_those_that_were(bag_folder):
+    with pytest.raises(MismatchError, match="bags of 2, 3, not of 5"):
+        bag_count(read_manifest(bag_folder), 5)
+    with pytest.raises(DataError, match="no bags of 5"):
+        read_bags(bag_folder, 5)
+
+
+def test_bags_of_another_scorer_are_refused_with_both_digests(bag_folder, bag_source):
+    manifest = read_manifest(bag_folder)
+    own = bag_source.scorer["digest"]
+    check_scorer(manifest, own)
+    with pytest.raises(MismatchError, match=rf"\({own}\), the reward's scorer is feedbeef"):
+        check_scorer(manifest, "feedbeef")
+
+
+def test_a_folder_without_a_manifest_is_not_a_bag_set(tmp_path):
+    with pytest.raises(DataError, match=r"manifest\.json is missing"):
+        read_manifest(tmp_path)
+
+
+def test_too_few_images_for_a_bag_is_an_error_with_both_numbers(bag_source, tmp_path):
+    few = replace(
+        bag_source,
+        image_ids=bag_source.image_ids[:4],
+        images=bag_source.images[:4],
+        captions=bag_source.captions[:4],
+        embeddings=bag_source.embeddings[:4],
+        features=bag_source.features[:4],
+    )
+    with pytest.raises(DataError, match=r"\b4\b.*\b5\b|\b5\b.*\b4\b"):
+        build_bags(few, tmp_path, (5,), BagSettings(), seed=0)
+
+
+def test_without_a_frozen_tower_the_features_are_null(bag_source, tmp_path):
+    build_bags(replace(bag_source, features=None), tmp_path, (2,), BagSettings(), seed=0)
+    assert all(image.features is None for bag in read_bags(tmp_path, 2) for image in bag.images)

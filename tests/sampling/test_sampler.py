@@ -1,0 +1,167 @@
+"""Samplers: real vLLM engines in Ray actors, and a captioner of random weights.
+
+The order of the tests doesn't matter: each publishes weights of its own under a newer version.
+"""
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from finecap_ray.errors import StaleWeightsError
+from finecap_ray.sampling.seeds import caption_seed
+from finecap_ray.sampling.spec import SamplingSpec
+from finecap_ray.sampling.weights import publish
+
+SPEC = SamplingSpec(captions_per_image=3, max_tokens=8)
+IMAGES = 12
+
+
+@pytest.fixture
+def images(emoji):
+    """(ids, features, seeds) of 12 images."""
+    ids = emoji.image_ids[:IMAGES]
+    return ids, emoji.features[:IMAGES], [caption_seed(0, 0, image_id) for image_id in ids]
+
+
+@pytest.fixture
+def published(samplers, versions, captioner):
+    """The captioner's weights, published; (version, model, processor)."""
+    model, processor = captioner
+    version = next(versions)
+    publish(samplers.board, version, model.state_dict(), timeout_s=60)
+    return version, model, processor
+
+
+def perturb(model, scale=0.1):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+
+
+def trainer_logprobs(model, features, rollouts, captions_per_image, temperature):
+    """log p of each rollout's tokens by the model itself: log softmax(logits / temperature)."""
+    found = []
+    for row, rollout in enumerate(rollouts):
+        ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids])
+        pixels = torch.from_numpy(features[[row // captions_per_image]].astype(np.float32))
+        with torch.no_grad():
+            logits = model(input_ids=ids, pixel_values=pixels).logits[0, len(rollout.prompt_token_ids) - 1 : -1]
+        logprobs = (logits / temperature).log_softmax(-1)
+        found.append(logprobs.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0].numpy())
+    return found
+
+
+def contents(rollouts):
+    """Captions per image and their tokens, in an order of their own."""
+    return {(rollout.image_id, rollout.token_ids, rollout.logprobs) for rollout in rollouts}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_logprobs_are_those_of_the_trained_model_at_the_temperature_sampled_from(
+    samplers, published, images, temperature
+):
+    version, model, _ = published
+    ids, features, seeds = images
+    spec = SamplingSpec(captions_per_image=3, max_tokens=8, temperature=temperature)
+    rollouts = samplers.sample(version, ids, features, spec, seeds)
+    expected = trainer_logprobs(model, features, rollouts, 3, temperature)
+    for rollout, logprobs in zip(rollouts, expected, strict=True):
+        assert rollout.logprobs == pytest.approx(logprobs.tolist(), abs=1e-5)
+    # The test is about something: tokens are neither certain nor all alike.
+    assert -6 < np.concatenate(expected).mean() < -0.05
+
+
+def test_rollouts_say_what_they_are(samplers, published, images):
+    version, model, processor = published
+    ids, features, seeds = images
+    rollouts = samplers.sample(version, ids, features, SPEC, seeds)
+    assert [rollout.image_id for rollout in rollouts] == [image_id for image_id in ids for _ in range(3)]
+    assert {rollout.weights_version for rollout in rollouts} == {version}
+    end = processor.tokenizer.eos_token_id
+    for rollout in rollouts:
+        assert len(rollout.token_ids) == len(rollout.logprobs) <= SPEC.max_tokens
+        assert (rollout.token_ids[-1] == end) == (rollout.finish_reason == "stop")
+        assert end not in rollout.token_ids[:-1]
+        # A byte-level vocabulary of random weights may stop inside a character: the engine leaves that one out.
+        whole = processor.tokenizer.decode(rollout.token_ids, skip_special_tokens=True).rstrip("\ufffd")
+        assert rollout.text.rstrip("\ufffd") == whole
+        assert rollout.prompt_token_ids == (model.config.image_token_id,) * model.config.prefix_length
+
+
+def test_a_version_that_nobody_published_is_refused(samplers, published, images):
+    version, _, _ = published
+    with pytest.raises(StaleWeightsError, match=f"captions of weights {version + 1} .* the board holds {version}"):
+        samplers.sample(version + 1, *images[:2], SPEC, images[2])
+
+
+def test_weights_never_go_back(samplers, published):
+    version, model, _ = published
+    with pytest.raises(ValueError, match=f"weights {version} published after {version}"):
+        publish(samplers.board, version, model.state_dict(), timeout_s=60)
+
+
+def test_each_sync_brings_the_new_weights_and_a_restarted_sampler_has_them_before_its_first_caption(
+    samplers, versions, captioner, images
+):
+    model, _ = captioner
+    ids, features, seeds = images
+    captions = {}
+    for _ in range(2):
+        perturb(model)
+        version = next(versions)
+        publish(samplers.board, version, model.state_dict(), timeout_s=60)
+        captions[version] = contents(samplers.sample(version, ids, features, SPEC, seeds))
+    old, new = captions.values()
+    assert old.isdisjoint(new)
+
+    restarted = samplers.samplers[1]
+    ray.kill(restarted, no_restart=False)
+    again = ray.get(restarted.sample.remote(version, ids, features, SPEC, seeds), timeout=120)
+    assert {rollout.weights_version for rollout in again} == {version}
+    # An engine that reloaded twice and one that began with these weights: the same captions, to the last bit.
+    assert contents(again) == new
+    # And they are those of the weights published last.
+    expected = trainer_logprobs(model, features, again, SPEC.captions_per_image, 1.0)
+    for rollout, logprobs in zip(again, expected, strict=True):
+        assert rollout.logprobs == pytest.approx(logprobs.tolist(), abs=1e-5)
+
+
+def test_a_caption_does_not_depend_on_its_sampler_nor_its_neighbours(samplers, published, images):
+    version, _, _ = published
+    ids, features, seeds = images
+
+    def sample(pool_or_actor, rows):
+        arguments = (version, [ids[row] for row in rows], features[rows], SPEC, [seeds[row] for row in rows])
+        if pool_or_actor is samplers:
+            return samplers.sample(*arguments)
+        return ray.get(pool_or_actor.sample.remote(*arguments), timeout=120)
+
+    def texts(rollouts):
+        return sorted((rollout.image_id, rollout.token_ids) for rollout in rollouts)
+
+    every, half = list(range(IMAGES)), IMAGES // 2
+    first, second = samplers.samplers
+    over_two = texts(sample(samplers, every))
+    assert texts(sample(first, every)) == over_two
+    assert texts(sample(second, every[:half]) + sample(first, every[half:])) == over_two
+    assert texts(sample(first, every[::-1])) == over_two
+    assert texts([rollout for row in every for rollout in sample(second, [row])]) == over_two
+    assert len(set(over_two)) > 2 * IMAGES  # the captions of an image differ
+
+
+def test_the_policy_has_no_word_for_the_image_placeholder(samplers, versions, captioner, images):
+    model, processor = captioner
+    placeholder = model.config.image_token_id
+    assert processor.tokenizer.convert_tokens_to_ids("<image>") == placeholder
+    assert model.lm_head.out_features == model.config.text_config.vocab_size == placeholder
+    # A policy that knows nothing, at the highest temperature: every token is as likely, and 12 images x 40 captions x
+    # up to 8 tokens are some 9 of each of the 400 (p of none of one: e^-9).
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    version = next(versions)
+    publish(samplers.board, version, model.state_dict(), timeout_s=60)
+    hot = SamplingSpec(captions_per_image=40, max_tokens=8, temperature=2.0)
+    tokens = {token for rollout in samplers.sample(version, *images[:2], hot, images[2]) for token in rollout.token_ids}
+    assert max(tokens) < placeholder
+    assert len(tokens) > 0.9 * placeholder
