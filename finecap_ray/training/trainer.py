@@ -86,7 +86,7 @@ class BagTrainer(GRPOTrainer):
         """Every item is the whole step; it is handed out once per micro-batch, as GRPOTrainer expects."""
         repeats = self.args.gradient_accumulation_steps
         return torch.utils.data.DataLoader(
-            _Steps(self._bags, self.state, repeats), batch_size=None, collate_fn=_identity
+            _Steps(self._bags, lambda: self.state.global_step, repeats), batch_size=None, collate_fn=_identity
         )
 
     def _prepare_inputs(self, step_bags: list[Bag]) -> dict[str, Any]:
@@ -218,11 +218,12 @@ def component_weights(settings: RlSettings) -> dict[str, float]:
 
 
 class _Steps(torch.utils.data.IterableDataset):
-    def __init__(self, bags: Callable[[int], Iterator[list[Bag]]], state: Any, repeats: int) -> None:
-        self.bags, self.state, self.repeats = bags, state, repeats
+    def __init__(self, bags: Callable[[int], Iterator[list[Bag]]], next_step: Callable[[], int], repeats: int) -> None:
+        """`next_step` is asked when the first item is due: a trainer that resumes reads its step after making the loader."""
+        self.bags, self.next_step, self.repeats = bags, next_step, repeats
 
     def __iter__(self) -> Iterator[list[Bag]]:
-        for step_bags in self.bags(self.state.global_step):
+        for step_bags in self.bags(self.next_step()):
             for _ in range(self.repeats):
                 yield step_bags
 
