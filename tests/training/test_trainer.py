@@ -1,0 +1,172 @@
+"""The policy-gradient update: TRL's trainer on real bags, with captions of real samplers and rewards of a real scorer.
+
+The trainer runs in this process; `tests/end_to_end` runs it under Ray Train.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from finecap_ray.bags.build import read_manifest
+from finecap_ray.bags.stream import plan_run, stream_bags
+from finecap_ray.captioners import load_captioner
+from finecap_ray.config import CaptionerSettings, RewardSettings, RlSettings, Settings, Stage
+from finecap_ray.errors import ConfigError, DriftError
+from finecap_ray.training.loop import RlJob, Rollouts, estimator
+from finecap_ray.training.trainer import BagTrainer, grpo_arguments
+
+MAX_TOKENS = 8
+
+
+@pytest.fixture
+def run(samplers, rewards, versions, bag_folder, captioner_folder, resources, tmp_path):
+    """A function that trains for some steps and returns (trainer, scored rollouts by step)."""
+
+    def go(steps=3, resume_from=None, wrap=None, model=None, folder="run", **changes):
+        rl = RlSettings(
+            **{
+                "images_per_step": 8,
+                "captions_per_image": 2,
+                "curriculum": (Stage(bag_size=2, epochs=1), Stage(bag_size=3, epochs=1)),
+                "learning_rate": 1e-2,
+                "reward": RewardSettings(cider=0.5),
+                "drift_bound": 1e-5,
+                "save_every": 1,
+                "keep_checkpoints": 10,
+            }
+            | changes
+        )
+        settings = Settings(rl=rl, captioner=CaptionerSettings(max_tokens=MAX_TOKENS), bags={"sizes": (2, 3)})
+        plan = plan_run(read_manifest(bag_folder), rl.model_copy(update={"max_steps": steps}), seed=0)
+        job = RlJob(settings, str(captioner_folder), str(bag_folder), str(tmp_path), plan, None, samplers, rewards)
+        rollouts, first_version = Rollouts(job), next(versions)
+        scored = {}
+
+        def rollout(step, bags, policy):
+            scored[step] = rollouts(first_version + step, bags, policy)
+            return scored[step] if wrap is None else wrap(step, scored[step], policy)
+
+        own, processor = load_captioner(captioner_folder)
+        trainer = BagTrainer(
+            (model or own).train(),
+            processor,
+            grpo_arguments(rl, str(tmp_path / folder), len(plan), MAX_TOKENS, use_gpu=False, seed=0),
+            rl,
+            bags=lambda step: stream_bags(bag_folder, plan[step:], rank=0),
+            rollout=rollout,
+            estimator=estimator(rl.advantage),
+            callbacks=[],
+        )
+        trainer.first_version = first_version
+        trainer.train(resume_from_checkpoint=resume_from)
+        return trainer, scored
+
+    return go
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def history(trainer, name):
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_sampler_and_trainer_agree_after_every_sync(run, captioner_folder, temperature):
+    """The weights move by 1e-2 per step: agreement to 1e-5 at each step means that each step's captions are its own."""
+    trainer, scored = run(steps=3, temperature=temperature)
+    drift = history(trainer, "drift/max")
+    assert len(drift) == 3
+    assert max(drift) <= 1e-5
+    for step, one in scored.items():
+        assert {rollout.weights_version for rollout in one.rollouts} == {trainer.first_version + step}
+    assert not equal(weights(trainer), load_captioner(captioner_folder)[0].state_dict())
+
+
+def test_micro_batches_change_nothing_but_rounding(run):
+    """8 images x 2 captions at once, and in uneven parts of 16 // 5 -> 4 micro-batches of 4 captions each."""
+    recorded = {}
+
+    def record(step, scored, policy):
+        return recorded.setdefault(step, scored)
+
+    whole, _ = run(steps=1, wrap=record, loss_type="dr_grpo")
+    parts, _ = run(steps=1, wrap=lambda step, scored, policy: recorded[step], loss_type="dr_grpo", micro_batch=5)
+    assert history(whole, "grad_norm")[0] > 0
+    assert history(parts, "grad_norm") == pytest.approx(history(whole, "grad_norm"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param("weights", id="the trainer's weights changed after they were published"),
+        pytest.param("logprobs", id="log-probs of another temperature"),
+    ],
+)
+def test_a_sampler_that_is_not_the_policy_stops_the_run(run, wrong):
+    def wrap(step, scored, policy):
+        if wrong == "weights":
+            with torch.no_grad():
+                policy.lm_head.weight.add_(0.1 * torch.randn_like(policy.lm_head.weight))
+            return scored
+        scaled = [replace(one, logprobs=tuple(value / 0.9 for value in one.logprobs)) for one in scored.rollouts]
+        return replace(scored, rollouts=scaled)
+
+    with pytest.raises(DriftError, match=r"step 0: sampler and trainer differ by .* the bound is 1.00e-05"):
+        run(steps=2, wrap=wrap)
+
+
+def test_a_resumed_run_goes_on_at_the_next_step_and_ends_with_the_same_weights(run, tmp_path):
+    """Without an interruption: 4 steps. Resumed after 2, with the captions of the first run: the same 4, to the last bit."""
+    recorded = {}
+
+    def record(step, scored, policy):
+        return recorded.setdefault(step, scored)
+
+    whole, _ = run(steps=4, wrap=record, advantage="running_mean", folder="whole")
+    run(steps=2, wrap=lambda step, scored, policy: recorded[step], advantage="running_mean", folder="cut")
+    seen = []
+
+    def replay(step, scored, policy):
+        seen.append(step)
+        # The same bags are due at this step.
+        assert [one.image_id for one in scored.rollouts] == [one.image_id for one in recorded[step].rollouts]
+        return recorded[step]
+
+    checkpoint = tmp_path / "cut" / "checkpoint-2"
+    resumed, _ = run(steps=4, wrap=replay, advantage="running_mean", folder="cut", resume_from=str(checkpoint))
+    assert seen == [2, 3]
+    assert resumed.state.global_step == 4
+    assert equal(weights(resumed), weights(whole))
+    assert (tmp_path / "cut" / "checkpoint-4" / "model.safetensors").is_file()
+
+
+def test_the_reward_that_is_logged_is_the_weighted_sum_of_its_components(run):
+    trainer, scored = run(steps=1)
+    components = scored[0].components
+    total = 1.0 * components["self_retrieval"] + 0.5 * np.nan_to_num(components["cider"])
+    assert history(trainer, "reward")[0] == pytest.approx(total.mean(), abs=1e-5)
+    assert history(trainer, "rewards/self_retrieval/mean")[0] == pytest.approx(
+        components["self_retrieval"].mean(), abs=1e-5
+    )
+    assert history(trainer, "captions") == [16]
+    assert history(trainer, "bag_size") == [2]
+
+
+def test_the_kl_term_is_zero_at_the_start_and_grows(run):
+    trainer, _ = run(steps=3, kl_weight=0.1)
+    first, *_, last = history(trainer, "kl")
+    assert first == pytest.approx(0, abs=1e-6)
+    assert last > 1e-4
+
+
+def test_one_caption_per_image_is_refused():
+    with pytest.raises(ConfigError, match="captions_per_image is 1"):
+        grpo_arguments(RlSettings(captions_per_image=1), "out", 1, MAX_TOKENS, use_gpu=False, seed=0)
