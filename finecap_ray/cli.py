@@ -39,9 +39,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run folder 
 @app.command()
 def demo(overrides: Overrides = None, config: Config = "demo") -> None:
     """The main job on the embedded data, start to finish. Goes on where it was."""
-    from finecap_ray.demo import run_demo
-
-    run_demo(load_settings(config, overrides or []), console)
+    _demo(load_settings(config, overrides or []))
 
 
 @app.command()
@@ -69,10 +67,10 @@ def import_(
     images: Annotated[str | None, typer.Option(help="Folder of the images of a COCO file.")] = None,
 ) -> None:
     """Images and captions from outside -> examples, with a manifest of what was left out. Settings: importing.*"""
+    settings = load_settings(config, overrides or [])
     from finecap_ray.cluster import absolute, connect
     from finecap_ray.sources.importer import import_examples
 
-    settings = load_settings(config, overrides or [])
     connect(settings.resources)
     report = import_examples(
         absolute(source),
@@ -96,9 +94,9 @@ def scorer_train(overrides: Overrides = None, config: Config = "demo") -> None:
 @scorer_app.command("evaluate")
 def scorer_evaluate(overrides: Overrides = None, config: Config = "demo") -> None:
     """What the scorers are worth: R@1 on images of the dev splits. Trains those that aren't trained yet."""
+    pipeline = _pipeline(load_settings(config, overrides or []))
     from finecap_ray.facts import describe_warrant
 
-    pipeline = _pipeline(load_settings(config, overrides or []))
     for name, source in (("scorer", pipeline.scorer), ("judge", pipeline.judge)):
         console.print(f"{name:<8}{describe_warrant(source.spec)}", highlight=False, markup=False)
 
@@ -106,10 +104,10 @@ def scorer_evaluate(overrides: Overrides = None, config: Config = "demo") -> Non
 @bags_app.command("build")
 def bags_build(overrides: Overrides = None, config: Config = "demo") -> None:
     """Mines the bags of the training split and of the evaluation's."""
+    pipeline = _pipeline(load_settings(config, overrides or []))
     from finecap_ray.bags.build import read_manifest
     from finecap_ray.facts import describe_bags
 
-    pipeline = _pipeline(load_settings(config, overrides or []))
     for split in dict.fromkeys(["train", *pipeline.settings.evaluation.groups.values()]):
         console.print(describe_bags(read_manifest(pipeline.bags(split).folder)), highlight=False, markup=False)
 
@@ -133,9 +131,7 @@ def train_rl(
 @app.command()
 def evaluate(overrides: Overrides = None, config: Config = "demo") -> None:
     """The captioner before and after RL on held-out bags, by the judge; runs the stages that are missing."""
-    from finecap_ray.demo import run_demo
-
-    run_demo(load_settings(config, overrides or []), console)
+    _demo(load_settings(config, overrides or []))
 
 
 @app.command()
@@ -191,6 +187,15 @@ def main(arguments: list[str] | None = None) -> None:
         if found is None:
             raise
         _fail(found)
+
+
+# These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.
+
+
+def _demo(settings: Settings) -> None:
+    from finecap_ray.demo import run_demo
+
+    run_demo(settings, console)
 
 
 def _pipeline(settings: Settings):
