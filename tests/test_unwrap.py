@@ -33,10 +33,6 @@ class Actor:
         raise DataError(MESSAGE)
 
 
-def ray_data_function(batch):
-    raise DataError(MESSAGE)
-
-
 def raised(call) -> BaseException:
     try:
         call()
@@ -46,6 +42,9 @@ def raised(call) -> BaseException:
 
 
 def test_an_error_of_a_worker_is_found_as_it_was_raised(ray_session):
+    def ray_data_function(batch):
+        raise DataError(MESSAGE)
+
     calls = {
         DataError: [
             lambda: ray.get(task.remote()),
