@@ -22,8 +22,8 @@ from finecap_ray.records import Rollout
 from finecap_ray.sampling.spec import SamplingSpec
 
 HIGHEST_TEMPERATURE = 2.0
-# A checkpoint of a run lies at most this deep in the run folder (rl/checkpoints/step-20/captioner).
-_RUN_FOLDER_DEPTH = 4
+# A checkpoint of a run lies at most this deep in the run folder (rl/checkpoints/checkpoint-20).
+_RUN_FOLDER_DEPTH = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def _check_image(image: bytes, settings: ServeSettings) -> None:
         raise RequestError("image_too_large", str(error)) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise RequestError(
-            "not_an_image", f"these {len(image)} bytes are no image of the formats {', '.join(FORMATS)}"
+            "not_an_image", f"not an image of the formats {', '.join(FORMATS)} ({len(image)} bytes)"
         ) from error
     if width * height > settings.max_image_pixels:
         raise RequestError(

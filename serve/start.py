@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 
 import ray
@@ -22,6 +23,7 @@ def start_service(settings: Settings, checkpoint: str) -> None:
     """Serves a captioner folder until Ctrl-C or SIGTERM. Raises what `deploy` raises."""
     try:
         url = deploy(settings, checkpoint)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a stack trace
         print(f"captions at {url}   page {url}/   health {url}/healthz   Ctrl-C stops", flush=True)
         while True:
             time.sleep(3600)
@@ -52,13 +54,9 @@ def deploy(settings: Settings, checkpoint: str) -> str:
 
 
 def take_down() -> None:
-    """Removes the service, and Serve itself unless others use it."""
-    if not ray.is_initialized():
-        return
-    if APPLICATION in serve.status().applications:
+    """Removes the service after the requests in flight. Serve itself stays: it ends with Ray, or others use it."""
+    if ray.is_initialized() and APPLICATION in serve.status().applications:
         serve.delete(APPLICATION)
-    if not serve.status().applications:
-        serve.shutdown()
 
 
 @ray.remote(num_cpus=1, max_retries=0, max_calls=1)
