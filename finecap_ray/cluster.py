@@ -48,6 +48,8 @@ def connect(resources: ResourceSettings) -> None:
         }
     # Ray Data says what it does on the console and Ray Train prints whole stack traces there; both also write log files.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Ray's C++ side warns on the console of what it works around itself, and prints its own stack at Ctrl-C.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(
         address=address,
         runtime_env={"env_vars": worker_environment(resources)},

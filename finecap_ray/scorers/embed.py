@@ -68,7 +68,7 @@ def embed_examples(
             TowerActor,
             fn_constructor_args=(tower, resources.threads),
             batch_size=tower.batch_size,
-            concurrency=(1, resources.scorers),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.scorers),
             num_cpus=1,
             num_gpus=1 if resources.use_gpu else 0,
         )
