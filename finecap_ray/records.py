@@ -88,7 +88,7 @@ class BagImage:
         features = row["features"]
         return cls(
             row["image_id"],
-            row["image"] if "image" in row else None,
+            row.get("image"),
             tuple(row["captions"]),
             np.asarray(row["embedding"], dtype=np.float16),
             None if features is None else np.asarray(features, dtype=np.float16),

@@ -59,7 +59,11 @@ class Scorer:
         unique = list(dict.fromkeys(texts))
         tokens = self.tokenizer(unique)
         # Texts of like length share a batch, and a Hugging Face tower needs no padding past the longest of them.
-        lengths = _lengths(tokens) if isinstance(self.model.text, HFTextEncoder) else torch.full((len(tokens),), tokens.shape[1])
+        lengths = (
+            _lengths(tokens)
+            if isinstance(self.model.text, HFTextEncoder)
+            else torch.full((len(tokens),), tokens.shape[1])
+        )
         order = lengths.argsort(stable=True)
         batches = [tokens[rows, : int(lengths[rows].max())] for rows in order.split(_TEXT_BATCH)]
         embedded = torch.cat([self.model.encode_text(batch, normalize=True).float() for batch in batches])[
