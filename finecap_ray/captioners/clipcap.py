@@ -76,22 +76,33 @@ class ClipCapConfig(PreTrainedConfig):
 
 
 class Mapper(nn.Module):
-    """Image features [N, F] -> prefix embeddings [N, P, H]: layer norm, one hidden layer with tanh.
+    """Image features [N, F] -> prefix embeddings [N, P, H]: standardised, then one hidden layer with tanh.
 
-    The norm is ours: pooled features of a tower aren't unit-norm and their scale differs between towers.
+    The standardisation is ours, with the mean and deviation of the training features as buffers. Pooled features vary a
+    thousandfold in scale between dimensions, and what tells look-alikes apart is in the small ones: with a layer norm
+    instead, a captioner named the right one of five skin tones in 20 % of its tries, a linear probe in 61 %.
     """
 
     def __init__(self, config: ClipCapConfig) -> None:
         super().__init__()
         hidden = config.text_config.hidden_size
         self.shape = (config.prefix_length, hidden)
-        self.norm = nn.LayerNorm(config.feature_dim)
+        self.register_buffer("mean", torch.zeros(config.feature_dim))
+        self.register_buffer("deviation", torch.ones(config.feature_dim))
         self.dropout = nn.Dropout(config.feature_dropout)
         self.hidden = nn.Linear(config.feature_dim, config.mapper_width)
         self.out = nn.Linear(config.mapper_width, config.prefix_length * hidden)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.out(torch.tanh(self.hidden(self.dropout(self.norm(features))))).unflatten(-1, self.shape)
+        standard = (features - self.mean) / self.deviation
+        return self.out(torch.tanh(self.hidden(self.dropout(standard)))).unflatten(-1, self.shape)
+
+    @torch.no_grad()
+    def standardise(self, features: torch.Tensor) -> None:
+        """Takes mean and deviation from the training features [N, F]."""
+        deviation, mean = torch.std_mean(features.float(), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation + 1e-3)
 
 
 class ClipCapPreTrainedModel(PreTrainedModel):

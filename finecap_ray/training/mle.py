@@ -47,6 +47,7 @@ def _worker(config: dict[str, Any]) -> None:
         model, processor = build_clipcap(
             settings.captioner, texts, job.features.shape[1], job.tower_digest, mle.feature_dropout, settings.seed
         )
+        model.model.mapper.standardise(torch.from_numpy(job.features))
     else:
         model, processor = load_captioner(settings.captioner.spec)
         check_features(model, job.tower_digest, job.features.shape[1])
