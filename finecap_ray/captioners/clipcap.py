@@ -78,9 +78,9 @@ class ClipCapConfig(PreTrainedConfig):
 class Mapper(nn.Module):
     """Image features [N, F] -> prefix embeddings [N, P, H]: standardised, then one hidden layer with tanh.
 
-    The standardisation is ours, with the mean and deviation of the training features as buffers. Pooled features vary a
-    thousandfold in scale between dimensions, and what tells look-alikes apart is in the small ones: with a layer norm
-    instead, a captioner named the right one of five skin tones in 20 % of its tries, a linear probe in 61 %.
+    The standardisation is ours, with the mean and deviation of the training features as buffers: what tells look-alikes
+    apart is in dimensions of small scale. On the embedded data the loss after 8 epochs of MLE was 2.1 nats per token with
+    it and 2.5 with a layer norm in its place (schedules of 10 and 14 epochs).
     """
 
     def __init__(self, config: ClipCapConfig) -> None:
