@@ -70,7 +70,6 @@ def _worker(config: dict[str, Any]) -> None:
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        train_sampling_strategy="group_by_length",
         dataloader_num_workers=0,
     )
     trainer = Trainer(
@@ -105,7 +104,7 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, tokens = self.rows[index]
-        return {"input_ids": tokens, "image": image}  # by the length of the former, Trainer groups rows into batches
+        return {"input_ids": tokens, "image": image}
 
     def collate(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """[B, P + T]: padded on the right, labels -100 where nothing is to be learnt."""
