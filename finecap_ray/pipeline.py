@@ -32,6 +32,7 @@ from finecap_ray.stages import StageResult, Stages
 from finecap_ray.training.arithmetic import rl_arithmetic
 
 TRAIN_SPLIT = "train"
+TRAINING_STAGES = ("mle", "rl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,11 @@ class Pipeline:
         connect(settings.resources)
 
     @classmethod
-    def narrated(cls, settings: Settings, console: Console) -> Pipeline:
-        """A pipeline that says on the console what it does."""
+    def narrated(cls, settings: Settings, console: Console, redo: bool = False) -> Pipeline:
+        """A pipeline that says on the console what it does. With `redo` even training starts anew where its inputs changed."""
         narrator = Narrator(console)
-        return cls(settings, Stages(absolute(settings.run_dir), narrator.started, narrator.ended), narrator)
+        kept = () if redo else TRAINING_STAGES
+        return cls(settings, Stages(absolute(settings.run_dir), narrator.started, narrator.ended, kept), narrator)
 
     @cached_property
     def examples(self) -> pa.Table:

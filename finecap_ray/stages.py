@@ -1,7 +1,8 @@
 """Stages of a run folder, each cached by the digest of its inputs.
 
-A stage is a folder and a function that fills it. `stage.json` in it holds the digest of the inputs: equal inputs, and
-the stage is done; other inputs, and it starts from nothing; equal inputs but unfinished, and it goes on from what is there.
+A stage is a folder and a function that fills it. `stage.json` in it holds the inputs and their digest: equal inputs, and
+the stage is done; equal inputs but unfinished, and it goes on from what is there; other inputs, and it starts from nothing,
+unless it is one that is kept, such as a captioner that took days to train.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finecap_ray import __version__
+from finecap_ray.errors import DataError
 
 STAGE_FILE = "stage.json"
 
@@ -33,36 +35,49 @@ class Stages:
     """The stages of one run folder."""
 
     def __init__(
-        self, root: str | Path, on_start: Callable[[str], None], on_end: Callable[[StageResult], None]
+        self,
+        root: str | Path,
+        on_start: Callable[[str], None],
+        on_end: Callable[[StageResult], None],
+        kept: Collection[str] = (),
     ) -> None:
+        """`kept` names the stages that are never thrown away because their inputs changed."""
         self.root = Path(root)
-        self.on_start, self.on_end = on_start, on_end
+        self.on_start, self.on_end, self.kept = on_start, on_end, kept
         self.results: list[StageResult] = []
 
     def run(self, name: str, inputs: dict[str, Any], work: Callable[[Path], None]) -> StageResult:
-        """Does `work(folder)` unless it was done with the same `inputs` (anything JSON can hold)."""
+        """Does `work(folder)` unless it was done with the same `inputs` (anything JSON can hold).
+
+        Raises DataError, naming the inputs that differ, for a kept stage that was begun with others.
+        """
         folder = self.root / name
-        digest = hashlib.sha256(
-            json.dumps([__version__, name, inputs], sort_keys=True, default=str).encode()
-        ).hexdigest()[:16]
+        inputs = json.loads(json.dumps(inputs, default=str))
+        digest = hashlib.sha256(json.dumps([__version__, name, inputs], sort_keys=True).encode()).hexdigest()[:16]
         state = self._state(folder)
         if state.get("digest") == digest and state["finished"]:
             result = StageResult(name, folder, digest, state["seconds"], cached=True)
         else:
             if folder.exists() and state.get("digest") != digest:
+                if name in self.kept and state:
+                    raise DataError(
+                        f"{folder} was made with other inputs ({'; '.join(_differences(state['inputs'], inputs))}): "
+                        "go back to those, take another run_dir, or remove the folder to do it anew"
+                    )
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             before = state["seconds"] if state.get("digest") == digest else 0.0
-            self._write(folder, digest, before, finished=False)
+            state = {"digest": digest, "inputs": inputs}
+            self._write(folder, state | {"seconds": before, "finished": False})
             self.on_start(name)
             started = time.perf_counter()
             try:
                 work(folder)
             except BaseException:
-                self._write(folder, digest, before + time.perf_counter() - started, finished=False)
+                self._write(folder, state | {"seconds": before + time.perf_counter() - started, "finished": False})
                 raise
             seconds = before + time.perf_counter() - started
-            self._write(folder, digest, seconds, finished=True)
+            self._write(folder, state | {"seconds": seconds, "finished": True})
             result = StageResult(name, folder, digest, seconds, cached=False)
         self.results.append(result)
         self.on_end(result)
@@ -72,7 +87,22 @@ class Stages:
         path = folder / STAGE_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    def _write(self, folder: Path, digest: str, seconds: float, finished: bool) -> None:
+    def _write(self, folder: Path, state: dict[str, Any]) -> None:
         temporary = folder / f"{STAGE_FILE}.new"
-        temporary.write_text(json.dumps({"digest": digest, "seconds": seconds, "finished": finished}), encoding="utf-8")
+        temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
         temporary.replace(folder / STAGE_FILE)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`rl.learning_rate was 0.1, is 0.2` for each leaf that differs; the version of the program where none does."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    changed = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
+    return changed or ["another version of finecap-ray"]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finecap_ray.errors import DataError
 from finecap_ray.stages import STAGE_FILE, Stages
 
 
@@ -64,3 +65,12 @@ def test_results_are_kept_in_order_and_told(tmp_path):
     own.run("features", {}, append)
     assert told == ["features", "features", "bags/train", "bags/train", "features"]  # a cached one only ends
     assert [result.cached for result in own.results] == [False, False, True]
+
+
+def test_a_kept_stage_refuses_changed_inputs_and_names_them(tmp_path):
+    own = Stages(tmp_path, on_start=lambda name: None, on_end=lambda result: None, kept=("rl",))
+    own.run("rl", {"rl": {"learning_rate": 0.1, "temperature": 1}, "seed": 0}, append)
+    with pytest.raises(DataError, match=r"\(rl.learning_rate was 0.1, is 0.2; seed was 0, is 1\): go back to those"):
+        own.run("rl", {"rl": {"learning_rate": 0.2, "temperature": 1}, "seed": 1}, append)
+    assert (tmp_path / "rl" / "work").read_text() == "x"
+    assert own.run("rl", {"rl": {"learning_rate": 0.1, "temperature": 1}, "seed": 0}, append).cached

@@ -51,7 +51,7 @@ class ClipCapConfig(PreTrainedConfig):
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
         feature_dim: int = 1280,
         prefix_length: int = 8,
-        mapper_width: int = 512,
+        mapper_width: int | None = None,
         feature_dropout: float = 0.0,
         feature_tower: str = "",
         **kwargs: Any,
@@ -76,11 +76,13 @@ class ClipCapConfig(PreTrainedConfig):
 
 
 class Mapper(nn.Module):
-    """Image features [N, F] -> prefix embeddings [N, P, H]: standardised, then one hidden layer with tanh.
+    """Image features [N, F] -> prefix embeddings [N, P, H]: standardised, one hidden layer with tanh where it has a width, linear.
 
     The standardisation is ours, with the mean and deviation of the training features as buffers: what tells look-alikes
     apart is in dimensions of small scale. On the embedded data the loss after 8 epochs of MLE was 2.1 nats per token with
-    it and 2.5 with a layer norm in its place (schedules of 10 and 14 epochs).
+    it and 2.5 with a layer norm in its place (schedules of 10 and 14 epochs). Without a hidden layer (not so in ClipCap)
+    captions of held-out images named the right skin tone, where they named one, in 43 to 50 % of all cases after 5 epochs,
+    with a hidden layer in 18 to 19 % (chance 20 %).
     """
 
     def __init__(self, config: ClipCapConfig) -> None:
@@ -90,12 +92,13 @@ class Mapper(nn.Module):
         self.register_buffer("mean", torch.zeros(config.feature_dim))
         self.register_buffer("deviation", torch.ones(config.feature_dim))
         self.dropout = nn.Dropout(config.feature_dropout)
-        self.hidden = nn.Linear(config.feature_dim, config.mapper_width)
-        self.out = nn.Linear(config.mapper_width, config.prefix_length * hidden)
+        width = config.mapper_width
+        self.hidden = nn.Identity() if width is None else nn.Sequential(nn.Linear(config.feature_dim, width), nn.Tanh())
+        self.out = nn.Linear(config.feature_dim if width is None else width, config.prefix_length * hidden)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         standard = (features - self.mean) / self.deviation
-        return self.out(torch.tanh(self.hidden(self.dropout(standard)))).unflatten(-1, self.shape)
+        return self.out(self.hidden(self.dropout(standard))).unflatten(-1, self.shape)
 
     @torch.no_grad()
     def standardise(self, features: torch.Tensor) -> None:

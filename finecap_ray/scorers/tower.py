@@ -19,6 +19,7 @@ from torch import Tensor
 from finecap_ray.config import TowerSettings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.scorers.digest import weight_digest
+from finecap_ray.scorers.levels import LEVELS_SUFFIX, LevelPooled
 from finecap_ray.scorers.packages import efficientnet_lite0
 
 # The towers above were trained on (x - 127.5) / 127.5, not on OpenAI's mean and deviation, open_clip's default.
@@ -28,7 +29,9 @@ MEAN = STD = (0.5, 0.5, 0.5)
 class FrozenTower:
     """`embed(list of encoded images) -> [n, F] float32`; `digest` names weights and preprocessing."""
 
-    def __init__(self, model: torch.nn.Module, image_size: int) -> None:
+    def __init__(self, name: str, model: torch.nn.Module, image_size: int) -> None:
+        """`name` is the one by which timm builds the architecture."""
+        self.name = name
         self.model = model.eval().requires_grad_(False)
         self.image_size = image_size
         self.preprocess = image_transform(image_size, is_train=False, mean=MEAN, std=STD)
@@ -44,11 +47,13 @@ class FrozenTower:
 def load_tower(settings: TowerSettings) -> FrozenTower:
     """Raises ConfigError for an unknown timm name or weights that don't exist."""
     if settings.weights == "package":
-        if settings.model != "tf_efficientnet_lite0":
+        if settings.model.removesuffix(LEVELS_SUFFIX) != "tf_efficientnet_lite0":
             raise ConfigError(
                 f"tower.weights=package holds tf_efficientnet_lite0 only; give a timm tag or a file for {settings.model}"
             )
-        return FrozenTower(efficientnet_lite0(), settings.image_size)
+        pooled = efficientnet_lite0()
+        model = LevelPooled(pooled) if settings.model.endswith(LEVELS_SUFFIX) else pooled
+        return FrozenTower(settings.model, model, settings.image_size)
     if not timm.is_model(settings.model):
         near = timm.list_models(f"*{settings.model[:8]}*")[:5]
         raise ConfigError(f"timm knows no model {settings.model!r}; near are {near}")
@@ -59,7 +64,7 @@ def load_tower(settings: TowerSettings) -> FrozenTower:
         model.load_state_dict(load_file(settings.weights))
     else:
         model = timm.create_model(f"{settings.model}.{settings.weights}", pretrained=True, num_classes=0)
-    return FrozenTower(model, settings.image_size)
+    return FrozenTower(settings.model, model, settings.image_size)
 
 
 def decode_image(data: bytes) -> Image.Image:

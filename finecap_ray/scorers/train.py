@@ -61,7 +61,10 @@ def train_scorer(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.epochs * batches, pct_start=0.1
     )
-    groups = _neighbourhoods(features, settings.neighbourhood, settings.seed)
+    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    deviation = deviation + 1e-3
+    standard = (features - mean) / deviation
+    groups = _neighbourhoods(standard, settings.neighbourhood, settings.seed)
     contrastive = open_clip.ClipLoss()
     dropout = nn.Dropout(settings.feature_dropout)
     model.text.train(not texts.frozen)
@@ -69,7 +72,7 @@ def train_scorer(
     for _ in range(settings.epochs):
         for rows in _shuffled(groups).tensor_split(batches):
             clean, damaged = texts.draw(rows.tolist(), rng)
-            image = nn.functional.normalize(head(dropout(features[rows])), dim=-1)
+            image = nn.functional.normalize(head(dropout(standard[rows])), dim=-1)
             text = nn.functional.normalize(texts.embed(clean), dim=-1)
             scale = model.logit_scale.exp()
             loss = contrastive(image, text, scale)
@@ -83,6 +86,7 @@ def train_scorer(
             schedule.step()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, 4.6052)  # at most 100, as in CLIP
+    _fold_standardisation(head.mlp.fc1, mean, deviation)
     preprocess = {"mean": MEAN, "std": STD, "size": tower.image_size}
     facts = {"tower_digest": tower.digest, "images": len(features), "text": settings.text, "seed": settings.seed}
     save_scorer(folder, model.eval(), config, preprocess, tokenizer, facts)
@@ -103,7 +107,7 @@ def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dic
     path = resources.files("finecap_ray.scorers") / "models" / f"{name}.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["embed_dim"] = settings.embed_dim
-    config["vision_cfg"]["image_size"] = tower.image_size
+    config["vision_cfg"] |= {"timm_model_name": tower.name, "image_size": tower.image_size}
     config["text_cfg"]["context_length"] = settings.context_length
     text_config = dict(config["text_cfg"])
     if settings.text == "minilm":
@@ -127,6 +131,13 @@ def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dic
     (model.text.proj if settings.text == "minilm" else model.text).requires_grad_(True)
     model.logit_scale.requires_grad_(True)
     return model, config, tokenizer
+
+
+@torch.no_grad()
+def _fold_standardisation(layer: nn.Linear, mean: Float[Tensor, " F"], deviation: Float[Tensor, " F"]) -> None:
+    """Makes a layer that was trained on standardised features take them as they are: W (x - m) / d = (W / d) x - (W / d) m."""
+    layer.weight.div_(deviation)
+    layer.bias.sub_(layer.weight @ mean)
 
 
 def _neighbourhoods(features: Float[Tensor, "N F"], size: int, seed: int) -> list[Tensor]:
