@@ -161,10 +161,15 @@ def run_settings(captioner: str, config: str | None, overrides: Sequence[str] = 
     They name the tower; a tower other than the captioner's own is refused when it is loaded.
     """
     if config is None:
-        folders = [Path(captioner), *Path(captioner).parents[:_RUN_FOLDER_DEPTH]]
-        found = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
-        config = str(found[0]) if found else "demo"
+        folder = run_folder(captioner)
+        config = "demo" if folder is None else str(folder / "config.yaml")
     return load_settings(config, list(overrides))
+
+
+def run_folder(captioner: str) -> Path | None:
+    """The folder of the run that a captioner lies in, None where it lies in none."""
+    folders = [Path(captioner), *Path(captioner).parents[:_RUN_FOLDER_DEPTH]]
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def caption_files(
