@@ -38,7 +38,7 @@ class JudgeReply:
 
 @dataclass(frozen=True, slots=True)
 class BagReply:
-    """Per system and bag, of each image: what its captions add to R@1 and their rank, both means, and what its first found."""
+    """Per system and bag, of each image: what its captions add to R@1 on average, and the rank and find of the first one."""
 
     hits: dict[str, list[np.ndarray]]  # [K] float
     ranks: dict[str, list[np.ndarray]]  # [K] float
@@ -121,7 +121,7 @@ class Judge:
         better, tied = better_and_tied(text, images, target, torch.ones(len(text), len(bag), dtype=torch.bool))
         places = Places(better.double().numpy(), tied.double().numpy(), np.zeros(len(text)))
         best = (text[starts] @ images.T).argmax(dim=1).numpy()
-        return *(np.add.reduceat(own, starts) / counts for own in (places.found_within(1), places.rank)), best
+        return np.add.reduceat(places.found_within(1), starts) / counts, places.rank[starts], best
 
     def _retrieval(
         self, captions: Mapping[str, Sequence[str]], texts: _Texts, pools: Sequence[PoolSet], samples: int, seed: int
