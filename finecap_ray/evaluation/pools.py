@@ -168,7 +168,7 @@ def _bag_set_ids(folder: Path) -> list[tuple[str, ...]]:
         raise DataError(f"{folder} isn't a bag set: it has no size=K/part-*.parquet")
     bags = []
     for file in files:
-        column = pq.read_table(file, columns=["images.list.element.image_id"], partitioning=None)["images"]
+        column = pq.ParquetFile(file).read(columns=["images.list.element.image_id"])["images"]
         bags += [tuple(image["image_id"] for image in bag) for bag in column.to_pylist()]
     return bags
 
