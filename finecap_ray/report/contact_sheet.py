@@ -44,9 +44,9 @@ class Outcome:
     meaning: str
 
 
-WON = Outcome("won", "▲", "found after training only")
+WON = Outcome("won", "▲", "found after, not before")
 KEPT = Outcome("kept", "✓", "found before and after")
-REGRESSED = Outcome("regressed", "▼", "found before training only")
+REGRESSED = Outcome("regressed", "▼", "found before, not after")
 LOST = Outcome("lost", "✕", "found neither before nor after")
 UNKNOWN = Outcome("unknown", "·", "not judged in this bag")
 OUTCOMES = (WON, KEPT, REGRESSED, LOST)
