@@ -21,8 +21,7 @@ from finecap_ray.bags.mining import bag_similarity, mine_bags
 from finecap_ray.config import JudgeSettings, ScorerSettings, TowerSettings
 from finecap_ray.evaluation.pools import Pool, PoolSet, random_pools
 from finecap_ray.evaluation.ranking import place_captions, retrieval_numbers
-from finecap_ray.evaluation.scorer_warrant import read_ratings
-from finecap_ray.evaluation.warrant import binding_accuracy, kendall_tau, swap_attributes
+from finecap_ray.evaluation.scorer_warrant import measure_warrant, read_ratings
 from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer
 from finecap_ray.scorers.tower import load_tower
 from finecap_ray.scorers.train import train_scorer
@@ -62,6 +61,8 @@ def main() -> None:
     texts = list(dict.fromkeys(text for own in captions.values() for text in own))
     place = {text: row for row, text in enumerate(texts)}
     asked = {image_id: [place[text] for text in own] for image_id, own in captions.items()}
+    every = [row["image_id"] for row in rows]
+    ratings = read_ratings(DATA / "flickr8k_expert.parquet")
     rows_of = {image_id: row for row, image_id in enumerate(ids)}
     result: dict = {"images": len(ids), "captions": len(texts), "similarity": similarity, "by": {}, "warrant": {}}
     for name, scorer in scorers.items():
@@ -70,7 +71,11 @@ def main() -> None:
             retrieval_numbers(own, place_captions(own.pools, rows_of, images, asked, embedded), BOOTSTRAP, seed=0)
             for own in pools
         ]
-        result["warrant"][name] = _warrant(scorer, images, captions, rows, features)
+        of_dev, of_all = (
+            dict(zip(names, own, strict=True))
+            for names, own in ((ids, images), (every, scorer.project_features(features)))
+        )
+        result["warrant"][name] = measure_warrant(scorer, captions, of_dev, ratings, of_all, BOOTSTRAP, seed=0)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "human_ceiling.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (RESULTS / "human_ceiling.md").write_text(_markdown(result), encoding="utf-8")
@@ -104,37 +109,6 @@ def _scorer(name: str, rows: list[dict], features: torch.Tensor, cache: Path) ->
     return load_scorer(folder)
 
 
-def _warrant(
-    scorer: Scorer, images: torch.Tensor, captions: dict[str, list[str]], rows: list[dict], features: torch.Tensor
-) -> dict[str, float]:
-    """Rank correlation with the experts, binding and truncated captions; `finecap scorer evaluate` measures the same from pixels."""
-    place = {row["image_id"]: index for index, row in enumerate(rows)}
-    ratings = [own for own in read_ratings(DATA / "flickr8k_expert.parquet") if own.image_id in place]
-    rated = scorer.project_features(features[[place[own.image_id] for own in ratings]])
-    cosines = (scorer.embed_texts([own.caption for own in ratings]) * rated).sum(dim=-1).tolist()
-    every = [(cosine, value) for cosine, own in zip(cosines, ratings, strict=True) for value in own.ratings]
-    tau_b, tau_c = kendall_tau([cosine for cosine, _ in every], [value for _, value in every])
-    pairs = [
-        (row, text, swapped)
-        for row, own in enumerate(captions.values())
-        for text in own
-        if (swapped := swap_attributes(text)) is not None
-    ]
-    shown = images[[row for row, _, _ in pairs]]
-    clean, swapped = (
-        (scorer.embed_texts([own[which] for own in pairs]) * shown).sum(dim=-1).numpy() for which in (1, 2)
-    )
-    texts = [text for own in captions.values() for text in own]
-    return {
-        "tau_b": tau_b,
-        "tau_c": tau_c,
-        "rated": len(ratings),
-        "binding": binding_accuracy(clean, swapped),
-        "binding_captions": len(pairs),
-        "truncated": scorer.truncated(texts).mean().item(),
-    }
-
-
 def _markdown(result: dict) -> str:
     def cell(numbers: dict) -> str:
         value, low, high = (100 * numbers["recall_at_1"][part] for part in ("value", "low", "high"))
@@ -160,7 +134,7 @@ def _markdown(result: dict) -> str:
     ]
     for name, own in result["warrant"].items():
         lines.append(
-            f"| {name} | {own['tau_b']:.3f} | {own['tau_c']:.3f} | {own['rated']} | {100 * own['binding']:.1f} "
+            f"| {name} | {own['tau_b']:.3f} | {own['tau_c']:.3f} | {own['rated_captions']} | {100 * own['binding']:.1f} "
             f"| {own['binding_captions']} | {100 * own['truncated']:.1f} |"
         )
     return "\n".join([*lines, ""])

@@ -45,8 +45,7 @@ class BagReply:
     best: dict[str, list[np.ndarray]]  # [K] int: place in the bag of the most similar image
 
 
-@ray.remote(num_cpus=1)
-class Judge:
+class PoolJudge:
     """One scorer and the embeddings of the images it was shown."""
 
     def __init__(self, spec: str, threads: int) -> None:
@@ -174,3 +173,6 @@ class _Texts:
 
     def of(self, texts: Sequence[str]) -> torch.Tensor:
         return self.embedded[[self.rows[text] for text in texts]]
+
+
+Judge = ray.remote(num_cpus=1)(PoolJudge)

@@ -90,7 +90,6 @@ def _warrant(
     seed: int,
     threads: int,
 ) -> dict[str, Any]:
-    """R@1 on 100 random distractors (or on all images where there are fewer), tau-b and tau-c, binding, share truncated."""
     import torch
 
     from finecap_ray.scorers.scorer import load_scorer
@@ -98,52 +97,67 @@ def _warrant(
     torch.set_num_threads(threads)
     scorer = load_scorer(spec)
 
-    def embed(images: Sequence[bytes]) -> torch.Tensor:
-        parts = [
-            scorer.embed_images(list(images[start : start + _IMAGE_BATCH]))
-            for start in range(0, len(images), _IMAGE_BATCH)
-        ]
-        return torch.cat(parts)
+    def embed(ids: Sequence[str], images: Sequence[bytes]) -> dict[str, Any]:
+        batches = [list(images[start : start + _IMAGE_BATCH]) for start in range(0, len(images), _IMAGE_BATCH)]
+        return dict(zip(ids, (row for batch in batches for row in scorer.embed_images(batch)), strict=True))
 
-    images, rows = embed(dev.images), {image_id: row for row, image_id in enumerate(dev.image_ids)}
-    texts = list(dict.fromkeys(text for own in dev.captions for text in own))
+    captions = dict(zip(dev.image_ids, dev.captions, strict=True))
+    rated = embed(list(rated_images), list(rated_images.values()))
+    return {"spec": spec} | measure_warrant(
+        scorer, captions, embed(dev.image_ids, dev.images), ratings, rated, samples, seed
+    )
+
+
+def measure_warrant(
+    scorer: Any,
+    captions: Mapping[str, Sequence[str]],
+    images: Mapping[str, Any],
+    ratings: Sequence[Rating],
+    rated: Mapping[str, Any],
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """R@1 on 100 random distractors (on all images where there are fewer), tau-b and tau-c, binding, share truncated.
+
+    captions: image id -> its human captions, each a question of its own; images, rated: image id -> embedding [D], unit-norm,
+    of the scorer. Raises DataError when no image has a caption.
+    """
+    import torch
+
+    texts = list(dict.fromkeys(text for own in captions.values() for text in own))
     if not texts:
-        raise DataError(f"none of the {len(dev.image_ids)} dev images has a caption to measure a scorer with")
+        raise DataError(f"none of the {len(captions)} dev images has a caption to measure a scorer with")
     place = {text: row for row, text in enumerate(texts)}
-    embedded = scorer.embed_texts(texts)
-    asked = {image_id: [place[text] for text in own] for image_id, own in zip(dev.image_ids, dev.captions, strict=True)}
-    pools = random_pools(list(dev.image_ids), min(100, len(dev.image_ids)), seed)
-    placed = place_captions(pools.pools, rows, images, asked, embedded)
+    ids = list(images)
+    asked = {image_id: [place[text] for text in own] for image_id, own in captions.items()}
+    pools = random_pools(ids, min(100, len(ids)), seed)
+    rows = {image_id: row for row, image_id in enumerate(ids)}
+    placed = place_captions(pools.pools, rows, torch.stack(list(images.values())), asked, scorer.embed_texts(texts))
     warrant: dict[str, Any] = {
-        "spec": spec,
         "digest": scorer.digest,
         "logit_scale": scorer.logit_scale,
         "retrieval": retrieval_numbers(pools, placed, samples, seed),
         "truncated": scorer.truncated(texts).mean().item(),
         "captions": len(texts),
     }
-    pairs = [
-        (rows[image_id], text, swapped)
-        for image_id, own in zip(dev.image_ids, dev.captions, strict=True)
-        for text in own
-        if (swapped := swap_attributes(text)) is not None
-    ]
-    warrant["binding_captions"] = len(pairs)
-    if pairs:
-        own_images = images[[row for row, _, _ in pairs]]
-        own, swapped = (
-            (scorer.embed_texts([pair[which] for pair in pairs]) * own_images).sum(dim=-1).numpy() for which in (1, 2)
-        )
-        warrant["binding"] = binding_accuracy(own, swapped)
-    rated = [rating for rating in ratings if rating.image_id in rated_images]
-    warrant["rated_captions"], warrant["without_image"] = len(rated), len(ratings) - len(rated)
-    if rated:
-        ids = sorted({rating.image_id for rating in rated})
-        seen = dict(zip(ids, embed([rated_images[image_id] for image_id in ids]), strict=True))
-        text = scorer.embed_texts([rating.caption for rating in rated])
-        cosines = (text * torch.stack([seen[rating.image_id] for rating in rated])).sum(dim=-1).tolist()
-        every = [(cosine, value) for cosine, rating in zip(cosines, rated, strict=True) for value in rating.ratings]
-        warrant["tau_b"], warrant["tau_c"] = kendall_tau([cosine for cosine, _ in every], [value for _, value in every])
+
+    def cosines(pairs: Sequence[tuple[str, str]], embedded: Mapping[str, Any]) -> Any:
+        """Of (image id, text)."""
+        shown = torch.stack([embedded[image_id] for image_id, _ in pairs])
+        return (scorer.embed_texts([text for _, text in pairs]) * shown).sum(dim=-1).numpy()
+
+    own = [(image_id, text) for image_id, several in captions.items() for text in several]
+    swaps = [(image_id, text, other) for image_id, text in own if (other := swap_attributes(text)) is not None]
+    warrant["binding_captions"] = len(swaps)
+    if swaps:
+        clean, swapped = (cosines([(swap[0], swap[which]) for swap in swaps], images) for which in (1, 2))
+        warrant["binding"] = binding_accuracy(clean, swapped)
+    found = [rating for rating in ratings if rating.image_id in rated]
+    warrant["rated_captions"], warrant["without_image"] = len(found), len(ratings) - len(found)
+    if found:
+        liked = cosines([(rating.image_id, rating.caption) for rating in found], rated)
+        every = [(score, value) for score, rating in zip(liked, found, strict=True) for value in rating.ratings]
+        warrant["tau_b"], warrant["tau_c"] = kendall_tau([score for score, _ in every], [value for _, value in every])
     return warrant
 
 
