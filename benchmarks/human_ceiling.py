@@ -122,7 +122,7 @@ def _markdown(result: dict) -> str:
         f"| against | pools | n | chance | {' | '.join(by)} |",
         "|---" * (4 + len(by)) + "|",
     ]
-    for row, numbers in enumerate(by["judge"]):
+    for row, numbers in enumerate(next(iter(by.values()))):
         cells = " | ".join(cell(own[row]) for own in by.values())
         lines.append(
             f"| {numbers['against']} | {numbers['pools']} | {numbers['n']} | {100 * numbers['chance']:.1f} | {cells} |"

@@ -61,8 +61,8 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
     given = None if request.captions is None else read_captions(request.captions)
     evaluation = settings.evaluation
     decoding = parse_decoding(evaluation.decoding, evaluation.temperature)
-    rows = _examples(settings, request, given)
-    find_all_pools(evaluation.against, rows, settings.seed)  # a mistake in them is told before an engine starts
+    rows, others = _examples(settings, request, given)
+    find_all_pools(settings, rows, others)  # a mistake in them is told before an engine starts
 
     connect(settings.resources)
     started = time.perf_counter()
@@ -78,13 +78,16 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
             left_out = {f"images: {reason}": count for reason, count in sampled.left_out.items()}
             given = {image_id: [caption] for image_id, caption in sampled.captions.items()}
             rows = [row for row in rows if row["image_id"] in given]
+        given = {row["image_id"]: given[row["image_id"]] for row in rows}
         asked_at = time.perf_counter()
-        pools, incomplete = find_all_pools(evaluation.against, rows, settings.seed)
+        pools, incomplete = find_all_pools(settings, rows, others)
+        competing = {image_id for own in pools for pool in own.pools for image_id in pool.image_ids}
+        shown = rows + [row for row in others if row["image_id"] in competing]
         human = {row["image_id"]: list(row["captions"]) for row in rows if row["captions"]}
         facts = {name: _get(settings, actor.facts.remote(), f"load the {name}") for name, actor in actors.items()}
         answers = {}
         for name, actor in actors.items():
-            _show(actor, facts[name], rows, sampled)
+            _show(actor, facts[name], shown, sampled)
             answers[name] = actor.answer.remote(given, human, pools, evaluation.bootstrap_samples, settings.seed)
         first = {image_id: own[0] for image_id, own in given.items()}
         metrics, unavailable, metrics_s = _caption_metrics(settings, first, human)
@@ -136,11 +139,11 @@ def default_scorers(settings: Settings, captioner: str | None) -> tuple[str | No
 
 
 def find_all_pools(
-    against: Sequence[str], rows: Sequence[Mapping[str, Any]], seed: int
+    settings: Settings, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
 ) -> tuple[list[PoolSet], dict[str, int]]:
-    """The pools of all specifications, and what was left out by reason."""
-    ids = [row["image_id"] for row in rows]
-    found = [find_pools(one, ids, seed) for one in against]
+    """The pools of every specification in evaluation.against, and what was left out by reason."""
+    ids, more = ([row["image_id"] for row in part] for part in (rows, others))
+    found = [find_pools(one, ids, settings.seed, more) for one in settings.evaluation.against]
     left_out = {reason: count for one in found for reason, count in one.left_out.items()}
     return [own for one in found for own in one.sets], left_out
 
@@ -166,17 +169,17 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
     return captions
 
 
-def _examples(settings: Settings, request: Request, given: Mapping[str, Sequence[str]] | None) -> list[dict[str, Any]]:
-    """The images to evaluate on; of a captions file, those that it has captions of."""
+def _examples(
+    settings: Settings, request: Request, given: Mapping[str, Sequence[str]] | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The images to evaluate on: of the splits, and those that a captions file has captions of. Of a file also the others of the
+    splits, which may compete in its bags."""
     examples = read_examples(settings.data.examples).to_pylist()
     splits = request.splits
     if splits is None and given is None:
         splits = tuple(settings.evaluation.groups.values())
-    rows = [
-        row
-        for row in examples
-        if (splits is None or row["split"] in splits) and (given is None or row["image_id"] in given)
-    ]
+    inside = [row for row in examples if splits is None or row["split"] in splits]
+    rows = [row for row in inside if given is None or row["image_id"] in given]
     if not rows:
         there = ", ".join(sorted({row["split"] for row in examples}))
         raise DataError(
@@ -189,7 +192,7 @@ def _examples(settings: Settings, request: Request, given: Mapping[str, Sequence
             f"{len(absent)} of {len(given)} captions are of images that {settings.data.examples} doesn't hold, such as "
             f"{', '.join(absent[:5])}"
         )
-    return rows
+    return rows, [] if given is None else [row for row in inside if row["image_id"] not in given]
 
 
 def _sample(settings: Settings, rows: list[dict[str, Any]], checkpoint: str, decoding) -> Captioned:

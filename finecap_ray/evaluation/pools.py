@@ -49,25 +49,24 @@ class Found:
     left_out: dict[str, int]
 
 
-def find_pools(against: str, image_ids: Sequence[str], seed: int) -> Found:
-    """The pools of a specification, over the images there are.
+def find_pools(against: str, image_ids: Sequence[str], seed: int, others: Sequence[str] = ()) -> Found:
+    """The pools of a specification, over the images that have captions. In bags and sets `others` may compete too.
 
     Raises ConfigError for a specification of no known form, DataError for a file that isn't as it says, or for too few images.
     """
     kind, _, what = against.partition(":")
     match kind:
         case "bags" if what:
-            return _among(read_bag_ids(what), image_ids, "bags", what)
+            return _among(read_bag_ids(what), [*image_ids, *others], "bags", what)
         case "random" if what.isdigit():
             return Found((random_pools(image_ids, int(what), seed),), {})
         case "all" if not what:
             return Found((all_images(image_ids),), {})
         case "imagecode" if what:
-            sets = {
-                name: tuple(f"{name}/img{place}" for place in range(IMAGECODE_SIZE)) for name in read_imagecode(what)
-            }
-            asked = {name: tuple(own) for name, own in read_imagecode(what).items()}
-            return _among(list(sets.values()), image_ids, "ImageCoDe sets", what, list(asked.values()))
+            described = read_imagecode(what)
+            sets = {name: tuple(f"{name}/img{place}" for place in range(IMAGECODE_SIZE)) for name in described}
+            asked = {name: tuple(own) for name, own in described.items()}
+            return _among(list(sets.values()), [*image_ids, *others], "ImageCoDe sets", what, list(asked.values()))
     raise ConfigError(f"{against!r} is unknown: bags:FILE, random:SIZE, all, or imagecode:FILE")
 
 

@@ -50,6 +50,13 @@ def test_imagecode_asks_about_the_images_that_are_described(tmp_path):
     assert found.left_out == {"ImageCoDe sets with an image that isn't there": 1}
 
 
+def test_images_without_captions_compete_in_bags_and_sets_only(tmp_path):
+    file = written(tmp_path, [["i0", "x"], ["i1", "y"]])
+    found = find_pools(f"bags:{file}", IDS, 0, others=["x"])
+    assert found.sets[0].pools == (Pool(("i0", "x"), (0, 1)),)
+    assert find_pools("all", IDS, 0, others=["x"]) == find_pools("all", IDS, 0)
+
+
 def test_bags_of_a_bag_set(bag_folder):
     bags = read_bag_ids(bag_folder)
     assert {len(bag) for bag in bags} == {2, 3}
