@@ -118,7 +118,7 @@ class PoolJudge:
         images = self.images[[self.rows[image_id] for image_id in bag]]
         target = torch.arange(len(bag)).repeat_interleave(torch.tensor(counts))
         better, tied = better_and_tied(text, images, target, torch.ones(len(text), len(bag), dtype=torch.bool))
-        places = Places(better.double().numpy(), tied.double().numpy(), np.zeros(len(text)))
+        places = Places(better.double().numpy(), tied.double().numpy(), np.zeros(len(text)), target.numpy())
         best = (text[starts] @ images.T).argmax(dim=1).numpy()
         return np.add.reduceat(places.found_within(1), starts) / counts, places.rank[starts], best
 

@@ -26,11 +26,12 @@ _BLOCK = 4_000_000  # numbers of bootstrap draws held at a time
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Per question (a caption asked about in a pool): how many images are better, how many equal, and its pool."""
+    """Per question (a caption asked about in a pool): how many images are better, how many equal, its pool and its image."""
 
     better: Float[np.ndarray, " Q"]
     tied: Float[np.ndarray, " Q"]  # the own image included
     pool: Float[np.ndarray, " Q"]  # int: row of the pool
+    image: Float[np.ndarray, " Q"]  # int: row of the image asked about
 
     @property
     def rank(self) -> Float[np.ndarray, " Q"]:
@@ -61,7 +62,7 @@ def place_captions(
     images: image id -> row of `image_embeddings`; texts: image id -> rows of `text_embeddings`, its captions. An image
     without a caption is not asked about. Raises DataError when no caption is left.
     """
-    better, tied, owners = [], [], []
+    better, tied, owners, asked = [], [], [], []
     for row, pool in enumerate(pools):
         competing = image_embeddings[[images[image_id] for image_id in pool.image_ids]]
         questions = [(place, text) for place in pool.asked for text in texts.get(pool.image_ids[place], ())]
@@ -73,18 +74,19 @@ def place_captions(
             better.append(counts[0].double().numpy())
             tied.append(counts[1].double().numpy())
             owners.append(np.full(len(part), row))
+            asked.append([images[pool.image_ids[place]] for place, _ in part])
     if not better:
         raise DataError(f"none of the images of {len(pools)} pools has a caption")
-    return Places(np.concatenate(better), np.concatenate(tied), np.concatenate(owners))
+    return Places(*(np.concatenate(part) for part in (better, tied, owners, asked)))
 
 
 def retrieval_numbers(pools: PoolSet, places: Places, samples: int, seed: int) -> dict[str, Any]:
     """n, R@1, R@5, R@10 (those smaller than a pool), mean and median rank, each {value, low, high}.
 
     The interval is a percentile bootstrap of 95 %: over pools where captions of a pool are alike in difficulty (bags),
-    else over captions.
+    else over images, with all captions of an image together.
     """
-    draws = _Bootstrap(places, pools.dependent, samples, seed)
+    draws = _Bootstrap(places, places.pool if pools.dependent else places.image, samples, seed)
     numbers: dict[str, Any] = {
         "against": pools.name,
         "pool_size": pools.size,
@@ -101,35 +103,34 @@ def retrieval_numbers(pools: PoolSet, places: Places, samples: int, seed: int) -
 
 
 class _Bootstrap:
-    """Draws of as many pools or captions with replacement (Efron 1979), as weights of the outcomes that differ.
+    """Draws of as many units (pools, or images) with replacement (Efron 1979), as weights of the outcomes that differ.
 
-    Few outcomes do: a draw of 5,000 captions in pools of 100 is a draw of how often each of some 100 outcomes occurs.
+    Few outcomes do: a draw of 5,000 images in pools of 100 is a draw of how often each of some 100 outcomes occurs.
     """
 
-    def __init__(self, places: Places, dependent: bool, samples: int, seed: int) -> None:
+    def __init__(self, places: Places, unit: Float[np.ndarray, " Q"], samples: int, seed: int) -> None:
         outcomes, item = np.unique(np.stack([places.better, places.tied], axis=1), axis=0, return_inverse=True)
         item = item.ravel()
-        self.items = Places(outcomes[:, 0], outcomes[:, 1], np.zeros(len(outcomes)))
+        none = np.zeros(len(outcomes))
+        self.items = Places(outcomes[:, 0], outcomes[:, 1], none, none)
         self.observed = np.bincount(item).astype(np.float64)
         rng = np.random.default_rng(seed)
-        if dependent:
-            pool = np.unique(places.pool, return_inverse=True)[1]
-            counts = np.zeros((pool.max() + 1, len(outcomes)))
-            np.add.at(counts, (pool, item), 1)
-            drawn = len(counts)
-            self.weights = np.concatenate(
-                [
-                    rng.multinomial(drawn, np.full(drawn, 1 / drawn), size=min(block, samples - start)) @ counts
-                    for block in (max(1, _BLOCK // drawn),)
-                    for start in range(0, samples, block)
-                ]
-            )
-        else:
-            captions = len(item)
-            self.weights = rng.multinomial(captions, self.observed / captions, size=samples).astype(np.float64)
+        unit = np.unique(unit, return_inverse=True)[1].ravel()
+        units = int(unit.max()) + 1
+        if units == len(unit):  # one caption each: a unit is its outcome
+            self.weights = rng.multinomial(units, self.observed / units, size=samples).astype(np.float64)
+            return
+        counts = np.zeros((units, len(outcomes)), dtype=np.float32)
+        np.add.at(counts, (unit, item), 1)
+        block = max(1, _BLOCK // units)
+        drawn = [
+            rng.multinomial(units, np.full(units, 1 / units), size=min(block, samples - start)).astype(np.float32)
+            for start in range(0, samples, block)
+        ]
+        self.weights = np.concatenate([part @ counts for part in drawn]).astype(np.float64)
 
     def mean(self, values: Float[np.ndarray, " items"]) -> Estimate:
-        """Mean over captions; a pool weighs by how many it has."""
+        """Mean over captions; a unit weighs by how many it has."""
         return _estimate(
             float(self.observed @ values / self.observed.sum()), self.weights @ values / self.weights.sum(axis=1)
         )

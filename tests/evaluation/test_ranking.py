@@ -19,7 +19,7 @@ def placed(pools: PoolSet, images: torch.Tensor, text: torch.Tensor, ids: list[s
 
 def test_ties_are_shared():
     # better 0, tied 1 | better 0, tied 4 | better 3, tied 2
-    places = Places(np.array([0.0, 0, 3]), np.array([1.0, 4, 2]), np.zeros(3))
+    places = Places(np.array([0.0, 0, 3]), np.array([1.0, 4, 2]), np.zeros(3), np.arange(3))
     assert places.rank.tolist() == [1, 2.5, 4.5]
     assert places.found_within(1).tolist() == [1, 1 / 4, 0]
     assert places.found_within(4).tolist() == [1, 1, 1 / 2]  # the last one stands on place 4 or 5
@@ -72,7 +72,7 @@ def test_only_images_with_captions_are_asked_about_and_each_caption_counts():
 def test_the_interval_over_bags_is_wider_than_over_captions():
     """100 bags of 5 whose captions all hit or all miss are 100 facts: sqrt(5) times as wide as 500."""
     better = np.repeat([0.0, 1.0], 250)
-    places = Places(better, np.ones(500), np.repeat(np.arange(100), 5))
+    places = Places(better, np.ones(500), np.repeat(np.arange(100), 5), np.arange(500))
     width = {}
     for dependent in (True, False):
         pools = PoolSet("bags of 5", 5, (Pool(tuple("abcde"), (0, 1, 2, 3, 4)),) * 100, dependent)
@@ -84,8 +84,19 @@ def test_the_interval_over_bags_is_wider_than_over_captions():
     assert width[True] == pytest.approx(2 * 1.96 * 0.5 / 10, rel=0.06)
 
 
+def test_the_captions_of_an_image_are_drawn_together():
+    """As with bags: five captions that all hit or all miss are one fact, also where the pools are random."""
+    better = np.repeat([0.0, 1.0], 250)
+    pools = PoolSet("5 random images", 5, (Pool(tuple("abcde"), (0,)),), dependent=False)
+    width = {}
+    for name, image in (("five", np.repeat(np.arange(100), 5)), ("one", np.arange(500))):
+        recall = retrieval_numbers(pools, Places(better, np.ones(500), np.zeros(500), image), 4000, 0)["recall_at_1"]
+        width[name] = recall["high"] - recall["low"]
+    assert width["five"] / width["one"] == pytest.approx(5**0.5, rel=0.06)
+
+
 def test_the_median_is_the_lower_middle():
-    places = Places(np.array([0.0, 1, 5, 9]), np.ones(4), np.arange(4))
+    places = Places(np.array([0.0, 1, 5, 9]), np.ones(4), np.zeros(4), np.arange(4))
     pools = PoolSet("all 10 images", 10, (Pool(tuple("abcdefghij"), (0,)),), dependent=False)
     numbers = retrieval_numbers(pools, places, 500, 0)
     assert numbers["median_rank"]["value"] == 2 and numbers["median_rank"]["low"] >= 1
