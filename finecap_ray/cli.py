@@ -5,7 +5,9 @@ Nothing heavy is imported before a command runs: `finecap --help` answers at onc
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -25,6 +27,8 @@ app.add_typer(bags_app, name="bags")
 app.add_typer(train_app, name="train")
 console = Console(soft_wrap=True)
 
+Format = Literal["table", "json", "markdown"]
+ScorerFormat = Literal["table", "json"]
 _INTERRUPTED = 130  # exit code of Ctrl-C
 
 Config = Annotated[str, typer.Option("--config", "-c", help="A preset or a YAML file.")]
@@ -92,13 +96,32 @@ def scorer_train(overrides: Overrides = None, config: Config = "demo") -> None:
 
 
 @scorer_app.command("evaluate")
-def scorer_evaluate(overrides: Overrides = None, config: Config = "demo") -> None:
-    """What the scorers are worth: R@1 on images of the dev splits. Trains those that aren't trained yet."""
-    pipeline = _pipeline(load_settings(config, overrides or []))
-    from finecap_ray.facts import describe_warrant
+def scorer_evaluate(
+    overrides: Overrides = None,
+    config: Config = "demo",
+    ratings: Annotated[str | None, typer.Option(help="Human ratings: parquet with image_id, caption, ratings.")] = None,
+    spec: Annotated[
+        list[str] | None, typer.Option(help="Scorers to measure; default: the run's, trained if need be.")
+    ] = None,
+    form: Annotated[ScorerFormat, typer.Option("--format", help="How results are printed.")] = "table",
+) -> None:
+    """What scorers are worth, on images of the dev splits: R@1 among random distractors, agreement with human ratings,
+    binding of attributes, share of truncated captions."""
+    settings = load_settings(config, overrides or [])
+    from finecap_ray.evaluation.scorer_warrant import describe, measure_scorers
 
-    for name, source in (("scorer", pipeline.scorer), ("judge", pipeline.judge)):
-        console.print(f"{name:<8}{describe_warrant(source.spec)}", highlight=False, markup=False)
+    specs = {name: name for name in spec or ()}
+    if not specs:
+        pipeline = _pipeline(settings, form)
+        specs = {"scorer": pipeline.scorer.spec, "judge": pipeline.judge.spec}
+    warrants = measure_scorers(settings, specs, ratings)
+    if form == "json":
+        typer.echo(json.dumps(warrants, indent=2))
+        return
+    for name, warrant in warrants.items():
+        console.print(f"{name}: {warrant['spec']}", highlight=False, markup=False)
+        for line in describe(warrant):
+            console.print(f"    {line}", highlight=False, markup=False)
 
 
 @bags_app.command("build")
@@ -129,17 +152,55 @@ def train_rl(
 
 
 @app.command()
-def evaluate(overrides: Overrides = None, config: Config = "demo") -> None:
-    """The captioner before and after RL on held-out bags, by the judge; runs the stages that are missing."""
-    _demo(load_settings(config, overrides or []), redo=False)
+def evaluate(
+    overrides: Overrides = None,
+    config: RunConfig = None,
+    captions: Annotated[str | None, typer.Option(help="Captions by image id, a JSON file.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A captioner folder, such as runs/demo/rl/captioner.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="bags:FILE, random:SIZE, all or imagecode:FILE; may be repeated.")
+    ] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Splits of the examples; may be repeated.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Scorer that judges; default: the run's judge.")] = None,
+    reward_scorer: Annotated[str | None, typer.Option(help="Scorer that rewarded; default: the run's.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How results are printed.")] = "table",
+    out: Annotated[str | None, typer.Option(help="Also write the results here, as JSON.")] = None,
+) -> None:
+    """Captions or a checkpoint against bags, random distractors or all images. With neither of the two: the captioner
+    of a run before and after RL on held-out bags, by the judge; runs the stages that are missing."""
+    changes = [*(overrides or []), *([f"evaluation.against={json.dumps(against)}"] if against else [])]
+    if captions is None and checkpoint is None:
+        _demo(load_settings(config or "demo", changes), redo=False, form=form)
+        return
+    from finecap_ray.captioning import find_captioner, run_settings
+
+    found = None if checkpoint is None else find_captioner(checkpoint)
+    settings = load_settings(config or "demo", changes) if found is None else run_settings(found, config, changes)
+    from finecap_ray.evaluation.evaluate import Request, default_scorers
+    from finecap_ray.evaluation.evaluate import evaluate as evaluate_request
+    from finecap_ray.evaluation.present import as_json, print_results
+
+    default_judge, default_scorer = default_scorers(settings, found)
+    request = Request(
+        captions, found, tuple(split) if split else None, judge or default_judge, reward_scorer or default_scorer
+    )
+    results = evaluate_request(settings, request)
+    if out is not None:
+        Path(out).write_text(as_json(results), encoding="utf-8")
+    print_results(results, form, console)
 
 
 @app.command()
-def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run that was evaluated.")]) -> None:
-    """Writes the report of a run again."""
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs that were evaluated.")],
+    out: Annotated[
+        str | None, typer.Option(help="File; default: report.html of the run, compare.html of the first.")
+    ] = None,
+) -> None:
+    """Writes the report of a run again, or one that compares several runs."""
     from finecap_ray.report.assemble import rebuild_report
 
-    console.print(f"report: {rebuild_report(run_dir)}", highlight=False, markup=False)
+    console.print(f"report: {rebuild_report(runs, out)}", highlight=False, markup=False)
 
 
 @app.command()
@@ -192,16 +253,22 @@ def main(arguments: list[str] | None = None) -> None:
 # These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.
 
 
-def _demo(settings: Settings, redo: bool) -> None:
+def _demo(settings: Settings, redo: bool, form: Format = "table") -> None:
     from finecap_ray.demo import run_demo
 
-    run_demo(settings, console, redo)
+    if form == "table":
+        run_demo(settings, console, redo)
+        return
+    from finecap_ray.evaluation.present import as_json, summary_markdown
+
+    summary = run_demo(settings, Console(stderr=True, soft_wrap=True), redo)  # standard output holds nothing but the results
+    typer.echo(as_json(summary) if form == "json" else summary_markdown(summary))
 
 
-def _pipeline(settings: Settings):
+def _pipeline(settings: Settings, form: Format = "table"):
     from finecap_ray.pipeline import Pipeline
 
-    return Pipeline.narrated(settings, console)
+    return Pipeline.narrated(settings, console if form == "table" else Console(stderr=True, soft_wrap=True))
 
 
 def _train(stage: Literal["mle", "rl"], settings: Settings, dry_run: bool, resume: bool) -> None:

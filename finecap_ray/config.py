@@ -186,11 +186,38 @@ class RlSettings(Section):
 
 
 class EvaluationSettings(Section):
+    """`bag_size` to `bootstrap_samples` belong to the evaluation of a run, the others to that of a checkpoint or a captions file."""
+
     bag_size: int = Field(5, ge=2)
+    """Of the headline."""
+    more_bag_sizes: tuple[int, ...] = ()
+    """Further sizes, of the same splits: their numbers stand beside the headline's."""
     groups: dict[str, str] = {"seen": "test_seen", "unseen": "test_unseen"}
     """Name of a group -> split it is mined on; all groups together are the whole."""
     bootstrap_samples: int = Field(2000, ge=100)
-    report_bags: int = Field(12, ge=1)
+    report_bags: int = Field(500, ge=1)
+    """Most bags that a report shows."""
+    against: tuple[str, ...] = ("random:100",)
+    """`bags:FILE` (TrueMatch's form, or a bag set folder), `random:SIZE`, `all`, `imagecode:FILE`."""
+    decoding: str = "greedy"
+    """`greedy`, or `best:N`: of N samples the one the captioner finds most probable."""
+    temperature: float = Field(0.7, gt=0, le=2)
+    """Of the samples of `best:N`."""
+    batch_size: int = Field(256, ge=1)
+    """Images captioned at a time."""
+    tokenisation: Literal["coco", "keep_punctuation"] = "coco"
+    java_metrics: tuple[Literal["METEOR", "SPICE"], ...] = ("METEOR", "SPICE")
+    """Those of pycocoevalcap that run in Java; where they can't, the results say why."""
+    synonyms: str = "coco"
+    """Objects and their names for the object precision: `coco` (embedded), or a file in CHAIR's form."""
+    finecapeval: str | None = None
+    """FineCapEval.csv, for the coverage of its aspects."""
+    finecapeval_matching: Literal["paper", "token"] = "token"
+
+    @property
+    def bag_sizes(self) -> tuple[int, ...]:
+        """The headline's first."""
+        return tuple(dict.fromkeys((self.bag_size, *self.more_bag_sizes)))
 
 
 class ResourceSettings(Section):

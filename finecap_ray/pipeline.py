@@ -114,7 +114,7 @@ class Pipeline:
         """The bag set of a split: every size for training, the evaluation's for the others."""
         settings = self.settings
         training = split == TRAIN_SPLIT
-        sizes = settings.bags.sizes if training else (settings.evaluation.bag_size,)
+        sizes = settings.bags.sizes if training else settings.evaluation.bag_sizes
         bag_settings = settings.bags if training else settings.bags.model_copy(update={"max_bags_per_image": 1})
 
         def work(out: Path) -> None:
@@ -181,7 +181,9 @@ class Pipeline:
             "judge": self.judge.digest,
             "captioners": {"mle": self.mle.digest, "rl": self.rl.digest},
             "bags": {name: bags.digest for name, bags in groups.items()},
-            "evaluation": self.settings.evaluation.model_dump(),
+            "evaluation": self.settings.evaluation.model_dump(
+                include={"bag_size", "more_bag_sizes", "groups", "bootstrap_samples"}
+            ),
         }
         return self.stages.run(
             "evaluation",
