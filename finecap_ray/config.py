@@ -123,8 +123,18 @@ class BagSettings(Section):
     """Bag sizes mined on the training split."""
     max_bags_per_image: int | None = 1
     """1: disjoint bags. None: one bag per seed (NDLB). Evaluation bags are always disjoint."""
+    kind: Literal["look_alike", "conditional", "random"] = "look_alike"
+    """`conditional`: alike but for the words of `word_class`. `random`: the control. Of the training split's bags alone."""
+    compare: Literal["image", "image_and_captions"] = "image"
+    """What is alike: the image embeddings, or these plus the mean embedding of the image's captions (NDLB)."""
+    word_class: Literal["colour", "number", "size", "person", "material"] = "colour"
+    """What the captions of a conditional bag differ in."""
+    near_duplicate: float | None = Field(None, gt=0, le=1)
+    """Cosine of the image embeddings above which two images are one picture, and never share a bag. None: no ceiling."""
     neighbours: int = Field(64, ge=1)
     """Nearest neighbours searched per image; a seed whose free neighbours run out is left over."""
+    target_recall: float = Field(0.97, gt=0, le=1)
+    """Share of the true neighbours that the search of large sets (over 20,000 images) tries to find."""
     rows_per_group: int = Field(32, ge=1)
     """Bags per parquet row group: what a worker reads at a time."""
 
@@ -134,6 +144,15 @@ class Stage(Section):
 
     bag_size: int = Field(ge=2)
     epochs: int = Field(ge=1)
+    band: tuple[float, float] = (0.0, 1.0)
+    """From and to which quantile of similarity: 0 the bags least alike, 1 those most alike. (0, 1) is all bags."""
+
+    @model_validator(mode="after")
+    def _the_band_is_one(self) -> Stage:
+        low, high = self.band
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"the band {low:g} to {high:g} is none: give two numbers from 0 to 1, the lower one first")
+        return self
 
 
 class RewardSettings(Section):
@@ -160,6 +179,8 @@ class RlSettings(Section):
         Stage(bag_size=3, epochs=1),
         Stage(bag_size=5, epochs=1),
     )
+    groups_per_window: int = Field(16, ge=1)
+    """Row groups whose bags are shuffled together: a larger window mixes better, and is what a reader holds."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps even if the curriculum isn't over."""
     advantage: Literal["leave_one_out", "group_mean", "group_normalised", "batch_mean", "running_mean"] = (
