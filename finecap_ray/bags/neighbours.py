@@ -24,7 +24,7 @@ from finecap_ray.errors import DataError
 EXACT_UP_TO = 20_000  # images; the exact search of so many x 512 takes 8 s on 2 cores, and grows with N^2
 QUERIES = 1000  # images that recall is measured on
 _BLOCK = 4096  # queries searched at a time
-_NUMBERS_PER_CODE = 8  # of a vector, that share a code of 4 bits
+_NUMBERS_PER_CODE, _FEWEST_CODES = 8, 32  # of a vector, that share a code of 4 bits; fewer where vectors are narrow
 _CELLS_PER_ROOT = 4  # cells = 4 sqrt(N), as faiss advises
 _TRAINED_ON = 40  # vectors per cell for the k-means
 _FIRST_PROBES = 8
@@ -111,9 +111,11 @@ def _inverted_file(
 
     images, width = embeddings.shape
     cells = int(_CELLS_PER_ROOT * math.sqrt(images))
-    codes = width // math.gcd(width, _NUMBERS_PER_CODE)
+    numbers = math.gcd(width, _NUMBERS_PER_CODE)
+    while numbers % 2 == 0 and width // numbers < _FEWEST_CODES:
+        numbers //= 2
     index = faiss.IndexIVFPQFastScan(
-        faiss.IndexFlatIP(width), width, cells, codes, 4, faiss.METRIC_INNER_PRODUCT
+        faiss.IndexFlatIP(width), width, cells, width // numbers, 4, faiss.METRIC_INNER_PRODUCT
     )
     index.by_residual = False  # one table of products per query, not one per query and cell
     index.cp.spherical, index.cp.niter = True, 5  # k-means from faiss's fixed seed: the same cells every time
