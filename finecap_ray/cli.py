@@ -60,7 +60,9 @@ def doctor() -> None:
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="Folder, COCO or Karpathy JSON, parquet, or WebDataset shards.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder, COCO or Karpathy JSON, parquet, Hugging Face dataset, or WebDataset shards.")
+    ],
     out: Annotated[str, typer.Argument(help="New folder for the examples.")],
     overrides: Overrides = None,
     config: Config = "demo",
@@ -70,12 +72,19 @@ def import_(
     settings = load_settings(config, overrides or [])
     from finecap_ray.cluster import absolute, connect
     from finecap_ray.sources.importer import import_examples
+    from finecap_ray.sources.urls import Fetching
 
+    importing = settings.importing
+    fetching = Fetching(importing.fetch_timeout_s, importing.fetch_max_bytes) if importing.fetch_urls else None
     connect(settings.resources)
     report = import_examples(
         absolute(source),
         absolute(out),
-        **settings.importing.model_dump(),
+        format=importing.format,
+        longest_side=importing.longest_side,
+        jpeg_quality=importing.jpeg_quality,
+        split=importing.split,
+        fetching=fetching,
         max_bad_fraction=settings.data.max_bad_fraction,
         images=images and absolute(images),
     )

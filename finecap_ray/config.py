@@ -34,7 +34,7 @@ class DataSettings(Section):
 class ImportSettings(Section):
     """`finecap import`; how much may be bad is `data.max_bad_fraction`."""
 
-    format: Literal["auto", "folder", "coco", "parquet", "webdataset"] = "auto"
+    format: Literal["auto", "folder", "coco", "parquet", "hf_datasets", "webdataset"] = "auto"
     """`auto` tells by the look of the source."""
     longest_side: int | None = Field(512, ge=32)
     """Pixels; larger images are scaled down. None: no image is made smaller."""
@@ -42,6 +42,11 @@ class ImportSettings(Section):
     """Of the images that are encoded anew: scaled, turned upright, transparent, animated, or of another kind."""
     split: str = "train"
     """Of the images whose source gives none."""
+    fetch_urls: bool = False
+    """Fetch the images that a source names by URL alone (a column url, COCO's coco_url). Otherwise they are left out."""
+    fetch_timeout_s: float = Field(20, gt=0)
+    fetch_max_bytes: int = Field(50_000_000, ge=1)
+    """Of one image."""
 
 
 class TowerSettings(Section):
@@ -54,6 +59,8 @@ class TowerSettings(Section):
     image_size: int = Field(128, ge=32)
     """Side in pixels that images are resized to."""
     batch_size: int = Field(64, ge=1)
+    rows_per_file: int = Field(1024, ge=1)
+    """Examples per file of features: what a killed job has to do again at most, for each actor."""
 
 
 class ScorerSettings(Section):

@@ -11,7 +11,7 @@ CURRICULUM = (Stage(bag_size=2, epochs=2), Stage(bag_size=3, epochs=1))
 
 
 def settings(**changes):
-    return RlSettings(**{"images_per_step": 8, "curriculum": CURRICULUM} | changes)
+    return RlSettings(**{"images_per_step": 9, "curriculum": CURRICULUM} | changes)
 
 
 def test_each_bag_of_an_epoch_comes_once_in_the_order_of_the_plan(ray_session, bag_folder):
