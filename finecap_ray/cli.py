@@ -121,6 +121,30 @@ def bags_build(overrides: Overrides = None, config: Config = "demo") -> None:
         console.print(describe_bags(read_manifest(pipeline.bags(split).folder)), highlight=False, markup=False)
 
 
+@bags_app.command("show")
+def bags_show(
+    folder: Annotated[str, typer.Argument(help="A bag set, such as runs/demo/bags/train.")],
+    out: Annotated[str | None, typer.Option(help="HTML file; default: bags.html in the folder.")] = None,
+    bags: Annotated[int, typer.Option(help="Sample bags of each size.", min=1)] = 6,
+) -> None:
+    """Writes a page of sample bags of every size, from the most alike to the least, with their similarities."""
+    from finecap_ray.report.bag_page import write_bag_page
+
+    console.print(f"page: {write_bag_page(folder, out, bags)}", highlight=False, markup=False)
+
+
+@bags_app.command("export")
+def bags_export(
+    folder: Annotated[str, typer.Argument(help="A bag set, such as runs/demo/bags/test_seen.")],
+    out: Annotated[str, typer.Argument(help="JSON file.")],
+    size: Annotated[list[int] | None, typer.Option(help="Only bags of this size; may be given more than once.")] = None,
+) -> None:
+    """Writes the image ids of the bags as TrueMatch does: a JSON list of lists."""
+    from finecap_ray.bags.truematch import export_bags
+
+    console.print(f"{export_bags(folder, out, size)} bags in {out}", highlight=False, markup=False)
+
+
 @train_app.command("mle")
 def train_mle(
     overrides: Overrides = None, config: Config = "demo", dry_run: DryRun = False, resume: Resume = False

@@ -138,6 +138,8 @@ class BagSettings(Section):
     """What the captions of a conditional bag differ in."""
     near_duplicate: float | None = Field(None, gt=0, le=1)
     """Cosine of the image embeddings above which two images are one picture, and never share a bag. None: no ceiling."""
+    truematch: str | None = None
+    """File of bags in TrueMatch's format, taken instead of mined ones: of each split those whose images are all in it."""
     neighbours: int = Field(64, ge=1)
     """Nearest neighbours searched per image; a seed whose free neighbours run out is left over."""
     target_recall: float = Field(0.97, gt=0, le=1)

@@ -8,6 +8,7 @@ The bags most alike come first, so that a band of difficulty is a run of rows.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from finecap_ray.bags.conditional import word_labels
 from finecap_ray.bags.mining import bag_similarities, bags_of_neighbours, joint_embeddings, random_bags
 from finecap_ray.bags.neighbours import find_neighbours
+from finecap_ray.bags.truematch import bag_rows, read_truematch
 from finecap_ray.config import BagSettings
 from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.records import BAG_IMAGE_TYPE, BAG_SCHEMA
@@ -57,9 +59,13 @@ def build_bags(
     source: BagSource, folder: Path, sizes: tuple[int, ...], settings: BagSettings, seed: int
 ) -> dict[str, Any]:
     """Mines and writes one bag set and returns its manifest. Raises DataError when a size can't be filled."""
-    mined, search = mine_sizes(source, sizes, settings, seed)
+    listed, absent = {}, 0
+    if settings.truematch is not None:
+        listed, absent = bag_rows(read_truematch(settings.truematch), source.image_ids)
+    mined, search = mine_sizes(source, [size for size in sizes if size not in listed], settings, seed)
     per_size = {}
-    for size, bags in mined.items():
+    for size in sizes:
+        bags = listed.get(size) or mined[size]
         if not bags:
             raise DataError(
                 f"{len(source.image_ids)} images of {source.name} give no bag of {size}: raise bags.neighbours, "
@@ -77,6 +83,7 @@ def build_bags(
         used = len({row for bag in bags for row in bag})
         shelf = Shelf(len(bags), settings.rows_per_group, rows_per_part)
         per_size[str(size)] = asdict(shelf) | {
+            "mined": size in mined,
             "images": used,
             "leftover": len(source.image_ids) - used,
             "mean_similarity": float(np.mean(similarity)),
@@ -90,6 +97,7 @@ def build_bags(
         "tower": source.tower,
         "mining": settings.model_dump(exclude={"sizes", "rows_per_group"}),
         "search": search,
+        "listed_bags_of_other_images": absent,
         "seed": seed,
         "sizes": per_size,
     }
@@ -98,10 +106,10 @@ def build_bags(
 
 
 def mine_sizes(
-    source: BagSource, sizes: tuple[int, ...], settings: BagSettings, seed: int
+    source: BagSource, sizes: Iterable[int], settings: BagSettings, seed: int
 ) -> tuple[dict[int, list[tuple[int, ...]]], dict[str, Any] | None]:
-    """Bags of every size from one search for neighbours, and what that search was worth (None for random bags)."""
-    if settings.kind == "random":
+    """Bags of every size from one search for neighbours, and what that search was worth (None where there was none)."""
+    if settings.kind == "random" or not sizes:
         return {size: random_bags(len(source.image_ids), size, seed) for size in sizes}, None
     compared, labels = source.embeddings, None
     if settings.compare == "image_and_captions" or settings.kind == "conditional":
@@ -110,19 +118,10 @@ def mine_sizes(
         compared = joint_embeddings(source.embeddings, source.caption_embeddings)
     if settings.kind == "conditional":
         labels = word_labels(source.captions, settings.word_class)
-    found = find_neighbours(
-        compared, settings.neighbours, depth=max(sizes) - 1, target_recall=settings.target_recall
-    )
+    found = find_neighbours(compared, settings.neighbours, depth=max(sizes) - 1, target_recall=settings.target_recall)
+    rules = settings.model_dump(include={"max_bags_per_image", "near_duplicate"})
     mined = {
-        size: bags_of_neighbours(
-            found,
-            size,
-            seed,
-            max_bags_per_image=settings.max_bags_per_image,
-            near_duplicate=settings.near_duplicate,
-            pictures=source.embeddings,
-            labels=labels,
-        )
+        size: bags_of_neighbours(found, size, seed, **rules, pictures=source.embeddings, labels=labels)
         for size in sizes
     }
     return mined, asdict(found.search)

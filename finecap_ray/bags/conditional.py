@@ -12,24 +12,130 @@ from collections.abc import Iterator, Sequence
 
 WORD_CLASSES: dict[str, frozenset[str]] = {
     "colour": frozenset(
-        "black white grey gray red orange yellow green blue purple violet pink brown tan beige gold golden silver "
-        "blond blonde turquoise teal maroon navy cream dark light medium-light medium medium-dark".split()
+        [
+            "black",
+            "white",
+            "grey",
+            "gray",
+            "red",
+            "orange",
+            "yellow",
+            "green",
+            "blue",
+            "purple",
+            "violet",
+            "pink",
+            "brown",
+            "tan",
+            "beige",
+            "gold",
+            "golden",
+            "silver",
+            "blond",
+            "blonde",
+            "turquoise",
+            "teal",
+            "maroon",
+            "navy",
+            "cream",
+            "dark",
+            "light",
+            "medium-light",
+            "medium",
+            "medium-dark",
+        ]
     ),
     "number": frozenset(
-        "one two three four five six seven eight nine ten eleven twelve several many few couple pair dozen group crowd "
-        "1 2 3 4 5 6 7 8 9 10 11 12".split()
+        [
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "several",
+            "many",
+            "few",
+            "couple",
+            "pair",
+            "dozen",
+            "group",
+            "crowd",
+            "1",
+            "2",
+            "3",
+            "4",
+            "5",
+            "6",
+            "7",
+            "8",
+            "9",
+            "10",
+            "11",
+            "12",
+        ]
     ),
-    "size": frozenset("small little tiny big large huge tall short long giant young old".split()),
+    "size": frozenset(
+        ["small", "little", "tiny", "big", "large", "huge", "tall", "short", "long", "giant", "young", "old"]
+    ),
     "person": frozenset(
-        "man men woman women boy boys girl girls child children kid kids baby toddler lady person people guy male female".split()
+        [
+            "man",
+            "men",
+            "woman",
+            "women",
+            "boy",
+            "boys",
+            "girl",
+            "girls",
+            "child",
+            "children",
+            "kid",
+            "kids",
+            "baby",
+            "toddler",
+            "lady",
+            "person",
+            "people",
+            "guy",
+            "male",
+            "female",
+        ]
     ),
     "material": frozenset(
-        "wooden wood metal stone brick glass plastic paper leather concrete sand sandy grass grassy snow snowy dirt muddy".split()
+        [
+            "wooden",
+            "wood",
+            "metal",
+            "stone",
+            "brick",
+            "glass",
+            "plastic",
+            "paper",
+            "leather",
+            "concrete",
+            "sand",
+            "sandy",
+            "grass",
+            "grassy",
+            "snow",
+            "snowy",
+            "dirt",
+            "muddy",
+        ]
     ),
 }
 _SAME = {"gray": "grey", "golden": "gold", "blonde": "blond", "couple": "two", "pair": "two"} | {
     str(number): word
-    for number, word in enumerate("one two three four five six seven eight nine ten eleven twelve".split(), start=1)
+    for number, word in enumerate(
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], start=1
+    )
 }
 _WORD = re.compile(r"[\w-]+")
 

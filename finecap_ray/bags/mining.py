@@ -191,9 +191,7 @@ def bag_similarities(embeddings: Float[np.ndarray, "N D"], bags: Sequence[Sequen
     return result
 
 
-def joint_embeddings(
-    images: Float[np.ndarray, "N D"], captions: Float[np.ndarray, "N D"]
-) -> Float[np.ndarray, "N D"]:
+def joint_embeddings(images: Float[np.ndarray, "N D"], captions: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
     """Image embedding + mean caption embedding, L2-normalised: what NDLB's miner compares (its code).
 
     images unit-norm; captions: mean over the captions of an image, 0 where it has none.

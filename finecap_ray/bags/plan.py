@@ -77,6 +77,15 @@ class RunPlan(Sequence[RunStep]):
             raise IndexError(f"step {item} of a plan of {len(self)}")
         return self._step(self.begin + item % len(self))
 
+    @property
+    def total_steps(self) -> int:
+        """Of the run, those before this plan included."""
+        return self.first_step + self.end
+
+    def from_step(self, step: int) -> RunPlan:
+        """The plan from a step on, by its number in the run."""
+        return self[step - self.first_step - self.begin :]
+
     def state_dict(self, steps: int) -> dict[str, Any]:
         """Where the run stands after `steps` steps of this plan, as JSON can hold it; for `plan_run`."""
         index, place = self._place(self.begin + steps)
@@ -152,7 +161,9 @@ def plan_run(
     first_step = 0
     if state is not None:
         if state["seed"] != seed:
-            raise MismatchError(f"the run to resume has seed {state['seed']}, the settings have {seed}: use the run's own")
+            raise MismatchError(
+                f"the run to resume has seed {state['seed']}, the settings have {seed}: use the run's own"
+            )
         curriculum.load_state_dict(state)
         first_step = state["step"]
     epochs = [
@@ -180,9 +191,7 @@ def plan_run(
     )
 
 
-def _epoch(
-    curriculum: Curriculum, epoch: int, layouts: Mapping[int, Layout], settings: RlSettings, done: int
-) -> Epoch:
+def _epoch(curriculum: Curriculum, epoch: int, layouts: Mapping[int, Layout], settings: RlSettings, done: int) -> Epoch:
     stage = curriculum.stage(epoch)
     if stage.bag_size not in layouts:
         raise MismatchError(

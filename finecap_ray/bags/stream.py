@@ -6,7 +6,7 @@ and in other processes. Its own splitting of a stream among workers drops rows, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,14 @@ from finecap_ray.errors import DataError
 from finecap_ray.records import Bag, bags_from_arrow
 
 _READS_PER_DATASET = 256  # reads that one Ray Data pipeline is set up for; setting one up takes some 0.1 s
-_COLUMNS = [
+COLUMNS = [
     "bag_id",
     "similarity",
     *(f"images.list.element.{name}" for name in ("image_id", "captions", "embedding", "features")),
 ]
 
 
-def plan_run(
-    manifest: dict[str, Any], settings: RlSettings, seed: int, state: dict[str, Any] | None = None
-) -> RunPlan:
+def plan_run(manifest: dict[str, Any], settings: RlSettings, seed: int, state: dict[str, Any] | None = None) -> RunPlan:
     """The steps of a run on the bag set of this manifest; see `bags.plan.plan_run`."""
     layouts = {size: Layout(shelf.bags, shelf.rows_per_group) for size, shelf in shelves(manifest).items()}
     return plans.plan_run(layouts, settings, seed, state)
@@ -123,17 +121,22 @@ def _batched(items: Iterator[Any], count: int) -> Iterator[list[Any]]:
 def _read_rows(batch: pa.Table, folder: str, shelves: dict[int, Shelf]) -> pa.Table:
     """Ray Data batch of one read -> its bags, each with the size and row it was asked for under."""
     (read,) = batch.to_pylist()
-    rows, shelf = np.asarray(read["rows"]), shelves[read["size"]]
+    table = take_bags(folder, read["size"], shelves[read["size"]], read["rows"], COLUMNS)
+    sizes = pa.array(np.full(len(table), read["size"]))
+    return table.append_column("size", sizes).append_column("row", pa.array(read["rows"], pa.int64()))
+
+
+def take_bags(folder: str | Path, size: int, shelf: Shelf, rows: Sequence[int], columns: list[str] | None) -> pa.Table:
+    """Bags by row number, in that order. Each row group that holds one of them is read once, and no other."""
+    rows = np.asarray(rows)
     parts, inside = np.divmod(rows, shelf.rows_per_part)
     tables, where, start = [], np.empty(len(rows), dtype=np.int64), 0
     for part in np.unique(parts).tolist():
         wanted = np.unique(inside[parts == part] // shelf.rows_per_group).tolist()
-        with pq.ParquetFile(part_path(folder, read["size"], part)) as file:
-            tables.append(file.read_row_groups(wanted, columns=_COLUMNS, use_threads=False))
+        with pq.ParquetFile(part_path(folder, size, part)) as file:
+            tables.append(file.read_row_groups(wanted, columns=columns, use_threads=False))
             for group in wanted:
                 own = (parts == part) & (inside // shelf.rows_per_group == group)
                 where[own] = start + inside[own] % shelf.rows_per_group
                 start += file.metadata.row_group(group).num_rows
-    table = pa.concat_tables(tables).take(where)
-    sizes = pa.array(np.full(len(rows), read["size"]))
-    return table.append_column("size", sizes).append_column("row", pa.array(rows))
+    return pa.concat_tables(tables).take(where)

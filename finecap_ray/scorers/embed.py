@@ -54,7 +54,9 @@ class TowerActor:
                     bad[image_id] = reason
             if good:
                 features += list(self.tower.embed(good).numpy().astype(np.float16))
-        table = pa.table([pa.array(ids, pa.string()), pa.array(features, pa.list_(pa.float16()))], schema=FEATURE_SCHEMA)
+        table = pa.table(
+            [pa.array(ids, pa.string()), pa.array(features, pa.list_(pa.float16()))], schema=FEATURE_SCHEMA
+        )
         facts = {_MADE_OF: made_of, _DIGEST: self.tower.digest, _BAD: json.dumps(bad)}
         unfinished = self.folder / f".{file}.new"
         pq.write_table(table.replace_schema_metadata(facts), unfinished, compression="none", use_dictionary=False)
@@ -88,7 +90,9 @@ def embed_examples(
     if todo:
         # One block each, and so one call of an actor.
         blocks = [
-            part.append_column("file", pa.repeat(file, len(part))).append_column("made_of", pa.repeat(made_of, len(part)))
+            part.append_column("file", pa.repeat(file, len(part))).append_column(
+                "made_of", pa.repeat(made_of, len(part))
+            )
             for file, made_of, part in todo
         ]
         ray.data.from_arrow(blocks).map_batches(

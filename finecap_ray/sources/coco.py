@@ -52,7 +52,13 @@ def _coco(entries: list[dict[str, Any]], annotations: list[Any], split: str) -> 
         if isinstance(annotation, dict):
             captions[str(annotation.get("image_id"))].append(annotation.get("caption"))
     return [
-        _item(str(entry.get("id", f"images[{number}]")), entry.get("file_name"), captions[str(entry.get("id"))], split, entry)
+        _item(
+            str(entry.get("id", f"images[{number}]")),
+            entry.get("file_name"),
+            captions[str(entry.get("id"))],
+            split,
+            entry,
+        )
         for number, entry in enumerate(entries)
     ]
 

@@ -1,8 +1,8 @@
 """A Hugging Face dataset on disk (`save_to_disk`), with its splits where it has them.
 
-    image        an Image feature, or binary
-    captions     a list of texts, or one: the first of the columns captions, caption, sentences, text that is there
-    image_id     the first of image_id, id, cocoid, filename that is there, else split/number of the row
+image        an Image feature, or binary
+captions     a list of texts, or one: the first of the columns captions, caption, sentences, text that is there
+image_id     the first of image_id, id, cocoid, filename that is there, else split/number of the row
 """
 
 from __future__ import annotations
@@ -82,4 +82,6 @@ def _splits(path: str) -> dict[str | None, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} can't be read as a Hugging Face dataset on disk: {error}") from None
     splits = loaded if isinstance(loaded, dict) else {None: loaded}
-    return {name: dataset if dataset._indices is None else dataset.flatten_indices() for name, dataset in splits.items()}
+    return {
+        name: dataset if dataset._indices is None else dataset.flatten_indices() for name, dataset in splits.items()
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finecap_ray.bags.curriculum import band_rows, bags_per_step, step_sizes
+from finecap_ray.bags.curriculum import bags_per_step, band_rows, step_sizes
 from finecap_ray.config import MleSettings, RlSettings
 from finecap_ray.errors import ConfigError
 

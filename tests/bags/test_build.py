@@ -66,9 +66,7 @@ def test_random_bags_are_the_control(bag_source, tmp_path):
 
 def test_conditional_bags_differ_in_the_words_of_their_class(bag_source, tmp_path):
     captions = [[f"a {word} thing"] for word in ("red", "blue", "green", "odd")] * 15
-    with_texts = replace(
-        bag_source, captions=captions, caption_embeddings=np.zeros_like(bag_source.embeddings)
-    )
+    with_texts = replace(bag_source, captions=captions, caption_embeddings=np.zeros_like(bag_source.embeddings))
     build_bags(with_texts, tmp_path, (2, 3), BagSettings(kind="conditional"), seed=0)
     for size in (2, 3):
         for bag in read_bags(tmp_path, size):
@@ -88,7 +86,9 @@ def test_comparing_captions_needs_their_embeddings(bag_source, tmp_path):
         caption_embeddings=texts,
     )
     build_bags(four, tmp_path, (2,), BagSettings(compare="image_and_captions"), seed=0)
-    pairs = {frozenset(bag_source.image_ids.index(image.image_id) for image in bag.images) for bag in read_bags(tmp_path, 2)}
+    pairs = {
+        frozenset(bag_source.image_ids.index(image.image_id) for image in bag.images) for bag in read_bags(tmp_path, 2)
+    }
     assert pairs == {frozenset({0, 2}), frozenset({1, 3})}
 
 

@@ -1,15 +1,18 @@
 import pytest
 from pydantic import ValidationError
 
-from finecap_ray.bags.curriculum import Curriculum, StepSizes, band_rows, bags_per_step, step_sizes
-from finecap_ray.config import Stage
+from finecap_ray.bags.curriculum import Curriculum, StepSizes, bags_per_step, band_rows, step_sizes
+from finecap_ray.config import Stage, load_settings
 from finecap_ray.errors import ConfigError, MismatchError
 
 NDLB = [(2, 3), (3, 5), (5, 2), (7, 2), (10, 2), (15, 3), (20, 3)]  # (bag size, epochs)
 
 
-def test_the_published_curriculum():
-    curriculum = Curriculum([Stage(bag_size=size, epochs=epochs) for size, epochs in NDLB])
+def test_the_published_curriculum_is_a_preset():
+    settings = load_settings("ndlb")
+    assert [(stage.bag_size, stage.epochs) for stage in settings.rl.curriculum] == NDLB
+    assert (settings.bags.compare, settings.bags.max_bags_per_image) == ("image_and_captions", None)
+    curriculum = Curriculum(settings.rl.curriculum)
     assert curriculum.epochs == 20
     assert [curriculum.bag_size(epoch) for epoch in range(20)] == (
         [2] * 3 + [3] * 5 + [5] * 2 + [7] * 2 + [10] * 2 + [15] * 3 + [20] * 3

@@ -21,7 +21,9 @@ def test_every_bag_comes_once(bags, rows_per_group, groups_per_window, first):
 
 
 def test_no_order_repeats_and_each_is_the_same_when_asked_again():
-    orders = [order(seed=seed, epoch=epoch, bag_size=size) for seed in range(4) for epoch in range(10) for size in (2, 5)]
+    orders = [
+        order(seed=seed, epoch=epoch, bag_size=size) for seed in range(4) for epoch in range(10) for size in (2, 5)
+    ]
     assert len({tuple(rows) for rows in orders}) == 80
     assert order(seed=3, epoch=7) == order(seed=3, epoch=7)
 

@@ -124,9 +124,7 @@ def test_max_steps_cuts_the_plan_and_changes_nothing_before_the_cut():
 def test_a_plan_is_small_and_travels():
     """20 epochs over 200 million bags: only the epochs are held."""
     layouts = {5: Layout(200_000_000, 4096)}
-    plan = plan_run(
-        layouts, settings(8, images_per_step=400, curriculum=(Stage(bag_size=5, epochs=20),)), seed=0
-    )
+    plan = plan_run(layouts, settings(8, images_per_step=400, curriculum=(Stage(bag_size=5, epochs=20),)), seed=0)
     assert len(plan) == 20 * 200_000_000 // 80
     assert len(pickle.dumps(plan)) < 10_000
     assert sum(len(own) for own in plan[30_000_000].workers) == 80

@@ -69,7 +69,9 @@ def test_bags_of_several_files_are_found(ray_session, bag_source, tmp_path, monk
     whole = read_bags(tmp_path, 2)
     rows = [row for step in plan for row in step.workers[0]]
     assert [bag.bag_id for bag in streamed] == [whole[row].bag_id for row in rows]
-    assert all((a.images[0].embedding == whole[r].images[0].embedding).all() for a, r in zip(streamed, rows, strict=True))
+    assert all(
+        (a.images[0].embedding == whole[r].images[0].embedding).all() for a, r in zip(streamed, rows, strict=True)
+    )
 
 
 def test_the_training_stream_reads_no_image(ray_session, bag_folder, bag_source):
