@@ -1,7 +1,7 @@
 """Time, memory and recall of mining bags of 10 from synthetic look-alikes, and how time grows with their number.
 
-    python benchmarks/bag_mining.py                     # 10,000 to 1,000,000 images, each size in a process of its own
-    python benchmarks/bag_mining.py --images 100000     # one size, printed only
+    python benchmarks/bag_mining.py                         # 10,000 to 1,000,000 images, each in a process of its own
+    python benchmarks/bag_mining.py --sizes 1000000         # one size again; the results of the others stay
 
 A tenth as many random unit centres as images, 10 points at cosine 0.8 to each, in random order; 512 numbers, float32.
 Time is that of `mine_bags`, with nothing known beforehand. Recall: of the 9 nearest images of 2,000 queries, told by exact
@@ -99,6 +99,8 @@ def _peak_gib() -> float:
 def exponent(rows: list[dict], key: str) -> float:
     """Slope of log time over log images, from the smallest size to the largest."""
     first, last = rows[0], rows[-1]
+    if first is last:
+        return float("nan")
     return float(np.log(last[key] / first[key]) / np.log(last["images"] / first["images"]))
 
 
@@ -110,21 +112,25 @@ def main() -> None:
     if arguments.images:
         print(json.dumps(measure(arguments.images)))
         return
-    rows = []
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "bag_mining.json"
+    rows = {row["images"]: row for row in json.loads(path.read_text(encoding="utf-8"))["sizes"]} if path.is_file() else {}
     for images in arguments.sizes:
         command = [sys.executable, __file__, "--images", str(images)]
-        rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-        print(rows[-1], flush=True)
+        rows[images] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        print(rows[images], flush=True)
+        write(path, [rows[size] for size in sorted(rows)])
+
+
+def write(path: Path, rows: list[dict]) -> None:
     result = {
         "cores": os.cpu_count(),
         "exponent": round(exponent(rows, "seconds"), 2),
         "exponent_of_cpu_seconds": round(exponent(rows, "cpu_seconds"), 2),
         "sizes": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "bag_mining.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / "bag_mining.md").write_text(markdown(result), encoding="utf-8")
-    print(markdown(result))
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
 
 
 def markdown(result: dict) -> str:
