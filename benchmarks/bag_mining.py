@@ -114,7 +114,9 @@ def main() -> None:
         return
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "bag_mining.json"
-    rows = {row["images"]: row for row in json.loads(path.read_text(encoding="utf-8"))["sizes"]} if path.is_file() else {}
+    rows = (
+        {row["images"]: row for row in json.loads(path.read_text(encoding="utf-8"))["sizes"]} if path.is_file() else {}
+    )
     for images in arguments.sizes:
         command = [sys.executable, __file__, "--images", str(images)]
         rows[images] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from finecap_ray.errors import DataError
 from finecap_ray.sources.files import locate
-from finecap_ray.sources.found import IMAGES_PER_TASK, MISSING_FILE, Found, Source
+from finecap_ray.sources.found import IMAGES_PER_TASK, Found, Source
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
 ID_COLUMNS = ("image_id", "id", "cocoid", "filename")
@@ -63,13 +63,6 @@ def read_rows(task: dict[str, Any]) -> Iterator[Found]:
 
 
 def _image(value: Any) -> tuple[bytes, str | None]:
-    if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-        filesystem, path = locate(value["path"])
-        try:
-            with filesystem.open_input_stream(path) as stream:
-                return stream.read(), None
-        except OSError:
-            return b"", MISSING_FILE
     data = value.get("bytes") if isinstance(value, dict) else value
     return (data, None) if isinstance(data, bytes) else (b"", "row without an image")
 

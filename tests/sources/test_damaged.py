@@ -61,7 +61,7 @@ def test_200_damaged_inputs_among_1000_good_ones(ray_session, tmp_path):
         annotations.append({"image_id": image_id, "caption": caption})
 
     for number in range(1000):
-        suffix, data = odd_but_whole(number) if number % 10 == 0 else ("jpg", picture(number))
+        suffix, data = odd_but_whole(number // 10) if number % 10 == 0 else ("jpg", picture(number))
         caption = "half a pair \ud800" if number % 50 == 0 else f"caption {number}"  # no UTF-8 has it
         add(number, f"good-{number}.{suffix}", data, caption)
         good.add(str(number))
@@ -82,7 +82,7 @@ def test_200_damaged_inputs_among_1000_good_ones(ray_session, tmp_path):
     for number in range(20):  # the id of one that came before
         add(number, f"again-{number}.jpg", picture(30_000 + number))
     for number in range(10):  # the bytes of one that came before
-        add(40_000 + number, f"copy-{number}.jpg", (root / f"good-{number + 1}.jpg").read_bytes())
+        add(40_000 + number, f"copy-{number}.jpg", (root / entries[number]["file_name"]).read_bytes())
     for number in range(10):  # missing keys
         entries.append({"id": 50_000 + number} if number % 2 else {"file_name": 7})
     bad |= {"duplicate image id": 20, "duplicate image": 10, "entry without a file name": 10}
