@@ -34,9 +34,8 @@ def export_bags(folder: str | Path, out: str | Path, sizes: Sequence[int] | None
     bags: BagIds = []
     for size in sizes or found:
         for part in range(-(-found[size].bags // found[size].rows_per_part)):
-            table = pq.read_table(
-                part_path(folder, size, part), columns=["images.list.element.image_id"], partitioning=None
-            )
+            with pq.ParquetFile(part_path(folder, size, part)) as file:
+                table = file.read(columns=["images.list.element.image_id"])
             bags += [[image["image_id"] for image in images] for images in table["images"].to_pylist()]
     write_truematch(bags, out)
     return len(bags)
