@@ -96,12 +96,12 @@ def _peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def exponent(rows: list[dict], key: str) -> float:
+def exponent(rows: list[dict], key: str) -> float | None:
     """Slope of log time over log images, from the smallest size to the largest."""
     first, last = rows[0], rows[-1]
     if first is last:
-        return float("nan")
-    return float(np.log(last[key] / first[key]) / np.log(last["images"] / first["images"]))
+        return None
+    return round(float(np.log(last[key] / first[key]) / np.log(last["images"] / first["images"])), 2)
 
 
 def main() -> None:
@@ -127,8 +127,8 @@ def main() -> None:
 def write(path: Path, rows: list[dict]) -> None:
     result = {
         "cores": os.cpu_count(),
-        "exponent": round(exponent(rows, "seconds"), 2),
-        "exponent_of_cpu_seconds": round(exponent(rows, "cpu_seconds"), 2),
+        "exponent": exponent(rows, "seconds"),
+        "exponent_of_cpu_seconds": exponent(rows, "cpu_seconds"),
         "sizes": rows,
     }
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -152,7 +152,8 @@ def markdown(result: dict) -> str:
     lines += [
         "",
         f"From {first:,} to {last:,} images time grows as N^{result['exponent']} "
-        f"(CPU seconds as N^{result['exponent_of_cpu_seconds']}).",
+        f"(CPU seconds as N^{result['exponent_of_cpu_seconds']}). Load: processes that wanted a core at the end of each, of all "
+        "users of the machine; on busy cores the clock says little, and CPU seconds more.",
         "",
     ]
     return "\n".join(lines)
