@@ -6,7 +6,6 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -15,6 +14,7 @@ from finecap_ray.bags.stream import take_bags
 from finecap_ray.errors import DataError
 from finecap_ray.records import Bag, bags_from_arrow
 from finecap_ray.report.contact_sheet import data_uri
+from finecap_ray.report.templates import template
 
 PAGE_FILE = "bags.html"
 _SIDE, _QUALITY = 176, 80  # pixels and JPEG quality of the images on the page
@@ -46,15 +46,8 @@ def write_bag_page(folder: str | Path, out: str | Path | None, bags_per_size: in
     """
     manifest = read_manifest(folder)
     path = Path(folder) / PAGE_FILE if out is None else Path(out)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("finecap_ray", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     samples = {str(size): sample(folder, size, shelf, bags_per_size) for size, shelf in shelves(manifest).items()}
-    html = environment.get_template("bags.html.j2").render(manifest=manifest, samples=samples)
+    html = template("bags.html.j2").render(manifest=manifest, samples=samples)
     path.write_text(html, encoding="utf-8")
     return path
 

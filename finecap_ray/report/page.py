@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from finecap_ray import __version__
 from finecap_ray.report import curves
 from finecap_ray.report.contact_sheet import ReportBag, ReportImage, contact_sheet, count_outcomes
+from finecap_ray.report.templates import template
 
 __all__ = ["ReportBag", "ReportImage", "write_report"]
 
@@ -47,14 +46,7 @@ def write_report(
     Raises DataError for an image that browsers don't show.
     """
     sheets = [contact_sheet(bag) for bag in bags]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("finecap_ray", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(
+    html = template("report.html.j2").render(
         title=title,
         version=__version__,
         summary=summary,
