@@ -94,8 +94,18 @@ def _arriving(
             _read_rows, fn_kwargs={"folder": str(folder), "shelves": shelves}, batch_size=1, batch_format="pyarrow"
         )
         dataset.context.execution_options.preserve_order = True
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from zip(table["size"].to_pylist(), table["row"].to_pylist(), bags_from_arrow(table), strict=True)
+        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        for read in reads:
+            # Whole row groups come: picking bags out of them is quick here, and slow in Arrow.
+            bags: dict[tuple[int, int], Bag] = {}
+            wanted = [(read["size"], row) for row in read["rows"]]
+            while not bags.keys() >= set(wanted):
+                table = next(blocks, None)
+                if table is None:
+                    return
+                places = zip(table["size"].to_pylist(), table["row"].to_pylist(), strict=True)
+                bags.update(zip(places, bags_from_arrow(table), strict=True))
+            yield from ((size, row, bags[size, row]) for size, row in wanted)
 
 
 def _reads(plan: RunPlan, rank: int) -> Iterator[dict[str, Any]]:
@@ -119,24 +129,30 @@ def _batched(items: Iterator[Any], count: int) -> Iterator[list[Any]]:
 
 
 def _read_rows(batch: pa.Table, folder: str, shelves: dict[int, Shelf]) -> pa.Table:
-    """Ray Data batch of one read -> its bags, each with the size and row it was asked for under."""
+    """Ray Data batch of one read -> the row groups that hold its bags, each bag with its size and row."""
     (read,) = batch.to_pylist()
-    table = take_bags(folder, read["size"], shelves[read["size"]], read["rows"], COLUMNS)
-    sizes = pa.array(np.full(len(table), read["size"]))
-    return table.append_column("size", sizes).append_column("row", pa.array(read["rows"], pa.int64()))
+    table, rows = _row_groups(folder, read["size"], shelves[read["size"]], read["rows"], COLUMNS)
+    sizes = pa.array(np.full(len(rows), read["size"]))
+    return table.append_column("size", sizes).append_column("row", pa.array(rows))
 
 
 def take_bags(folder: str | Path, size: int, shelf: Shelf, rows: Sequence[int], columns: list[str] | None) -> pa.Table:
-    """Bags by row number, in that order. Each row group that holds one of them is read once, and no other."""
-    rows = np.asarray(rows)
-    parts, inside = np.divmod(rows, shelf.rows_per_part)
-    tables, where, start = [], np.empty(len(rows), dtype=np.int64), 0
+    """Bags by row number, in that order."""
+    table, found = _row_groups(folder, size, shelf, rows, columns)
+    return table.take(np.searchsorted(found, rows))
+
+
+def _row_groups(
+    folder: str | Path, size: int, shelf: Shelf, rows: Sequence[int], columns: list[str] | None
+) -> tuple[pa.Table, np.ndarray]:
+    """The row groups that hold these bags, each read once, and the row numbers of all bags in them, ascending."""
+    parts, inside = np.divmod(np.asarray(rows), shelf.rows_per_part)
+    tables, numbers = [], []
     for part in np.unique(parts).tolist():
-        wanted = np.unique(inside[parts == part] // shelf.rows_per_group).tolist()
+        groups = np.unique(inside[parts == part] // shelf.rows_per_group).tolist()
         with pq.ParquetFile(part_path(folder, size, part)) as file:
-            tables.append(file.read_row_groups(wanted, columns=columns, use_threads=False))
-            for group in wanted:
-                own = (parts == part) & (inside // shelf.rows_per_group == group)
-                where[own] = start + inside[own] % shelf.rows_per_group
-                start += file.metadata.row_group(group).num_rows
-    return pa.concat_tables(tables).take(where)
+            for group in groups:  # one by one: read together they take twice as long
+                tables.append(file.read_row_group(group, columns=columns, use_threads=False))
+                first = part * shelf.rows_per_part + group * shelf.rows_per_group
+                numbers.append(np.arange(first, first + len(tables[-1])))
+    return pa.concat_tables(tables), np.concatenate(numbers)
