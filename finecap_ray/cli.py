@@ -64,7 +64,9 @@ def doctor() -> None:
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="Folder, COCO or Karpathy JSON, parquet, or WebDataset shards.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder, COCO or Karpathy JSON, parquet, Hugging Face dataset, or WebDataset shards.")
+    ],
     out: Annotated[str, typer.Argument(help="New folder for the examples.")],
     overrides: Overrides = None,
     config: Config = "demo",
@@ -74,12 +76,19 @@ def import_(
     settings = load_settings(config, overrides or [])
     from finecap_ray.cluster import absolute, connect
     from finecap_ray.sources.importer import import_examples
+    from finecap_ray.sources.urls import Fetching
 
+    importing = settings.importing
+    fetching = Fetching(importing.fetch_timeout_s, importing.fetch_max_bytes) if importing.fetch_urls else None
     connect(settings.resources)
     report = import_examples(
         absolute(source),
         absolute(out),
-        **settings.importing.model_dump(),
+        format=importing.format,
+        longest_side=importing.longest_side,
+        jpeg_quality=importing.jpeg_quality,
+        split=importing.split,
+        fetching=fetching,
         max_bad_fraction=settings.data.max_bad_fraction,
         images=images and absolute(images),
     )
@@ -133,6 +142,30 @@ def bags_build(overrides: Overrides = None, config: Config = "demo") -> None:
 
     for split in dict.fromkeys(["train", *pipeline.settings.evaluation.groups.values()]):
         console.print(describe_bags(read_manifest(pipeline.bags(split).folder)), highlight=False, markup=False)
+
+
+@bags_app.command("show")
+def bags_show(
+    folder: Annotated[str, typer.Argument(help="A bag set, such as runs/demo/bags/train.")],
+    out: Annotated[str | None, typer.Option(help="HTML file; default: bags.html in the folder.")] = None,
+    bags: Annotated[int, typer.Option(help="Sample bags of each size.", min=1)] = 6,
+) -> None:
+    """Writes a page of sample bags of every size, from the most alike to the least, with their similarities."""
+    from finecap_ray.report.bag_page import write_bag_page
+
+    console.print(f"page: {write_bag_page(folder, out, bags)}", highlight=False, markup=False)
+
+
+@bags_app.command("export")
+def bags_export(
+    folder: Annotated[str, typer.Argument(help="A bag set, such as runs/demo/bags/test_seen.")],
+    out: Annotated[str, typer.Argument(help="JSON file.")],
+    size: Annotated[list[int] | None, typer.Option(help="Only bags of this size; may be given more than once.")] = None,
+) -> None:
+    """Writes the image ids of the bags as TrueMatch does: a JSON list of lists."""
+    from finecap_ray.bags.truematch import export_bags
+
+    console.print(f"{export_bags(folder, out, size)} bags in {out}", highlight=False, markup=False)
 
 
 @train_app.command("mle")
@@ -261,7 +294,9 @@ def _demo(settings: Settings, redo: bool, form: Format = "table") -> None:
         return
     from finecap_ray.evaluation.present import as_json, summary_markdown
 
-    summary = run_demo(settings, Console(stderr=True, soft_wrap=True), redo)  # standard output holds nothing but the results
+    summary = run_demo(
+        settings, Console(stderr=True, soft_wrap=True), redo
+    )  # standard output holds nothing but the results
     typer.echo(as_json(summary) if form == "json" else summary_markdown(summary))
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from finecap_ray import __version__
 from finecap_ray.report import curves
 from finecap_ray.report.contact_sheet import OUTCOMES, ReportBag, ReportImage, System, contact_sheet, count_outcomes
 from finecap_ray.report.settings_diff import SettingsDiff
 from finecap_ray.report.tables import caption_rows, points, recall_rows, step_seconds
+from finecap_ray.report.templates import template
 
 __all__ = ["ReportBag", "ReportImage", "ReportRun", "System", "write_report"]
 
@@ -54,17 +53,10 @@ def write_report(
     Raises DataError for an image that browsers don't show.
     """
     sheets = [contact_sheet(bag, systems, before, after) for bag in bags]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("finecap_ray", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["points"] = points
     keys = [system.key for system in systems]
     names, captioners = _captioners(runs)
-    html = environment.get_template("report.html.j2").render(
+    html = template("report.html.j2").render(
+        points=points,
         title=title,
         version=__version__,
         runs=runs,
