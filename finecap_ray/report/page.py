@@ -11,7 +11,7 @@ from finecap_ray import __version__
 from finecap_ray.report import curves
 from finecap_ray.report.contact_sheet import OUTCOMES, ReportBag, ReportImage, System, contact_sheet, count_outcomes
 from finecap_ray.report.settings_diff import SettingsDiff
-from finecap_ray.report.tables import caption_rows, points, recall_rows, step_seconds
+from finecap_ray.report.tables import caption_rows, recall_rows, step_seconds
 from finecap_ray.report.templates import template
 
 __all__ = ["ReportBag", "ReportImage", "ReportRun", "System", "write_report"]
@@ -56,7 +56,6 @@ def write_report(
     keys = [system.key for system in systems]
     names, captioners = _captioners(runs)
     html = template("report.html.j2").render(
-        points=points,
         title=title,
         version=__version__,
         runs=runs,
