@@ -99,20 +99,27 @@ class ImageCaptioner:
 
         return self._tower.preprocess(decode_image(image))
 
-    def caption(self, pixels: Sequence, specs: Sequence[SamplingSpec]) -> list[list[Rollout]]:
-        """Per prepared image, captions as its spec asks for."""
+    def features(self, pixels: Sequence):
+        """What the frozen tower sees of prepared images: [N, F] float16, as the captioner's training kept them."""
         import torch
 
         with torch.inference_mode():
-            features = torch.cat(
-                [
-                    self._tower.model(torch.stack(list(pixels[start : start + self._batch_size])))
-                    for start in range(0, len(pixels), self._batch_size)
-                ]
-            )
+            parts = [
+                self._tower.model(torch.stack(list(pixels[start : start + self._batch_size])))
+                for start in range(0, len(pixels), self._batch_size)
+            ]
+        return torch.cat(parts).half().numpy()
+
+    def caption(self, pixels: Sequence, specs: Sequence[SamplingSpec]) -> list[list[Rollout]]:
+        """Per prepared image, captions as its spec asks for."""
         names = [str(row) for row in range(len(pixels))]
-        # float16, as the features that the captioner was trained on are kept
-        rollouts = iter(self._engine.sample(names, features.half().numpy(), specs))
+        return self.caption_features(names, self.features(pixels), specs)
+
+    def caption_features(
+        self, image_ids: Sequence[str], features, specs: Sequence[SamplingSpec], seeds: Sequence[int] | None = None
+    ) -> list[list[Rollout]]:
+        """Per image, by its features [N, F], captions as its spec asks for; see CaptionEngine.sample for the seeds."""
+        rollouts = iter(self._engine.sample(image_ids, features, specs, seeds))
         return [[next(rollouts) for _ in range(spec.captions_per_image)] for spec in specs]
 
 
@@ -154,10 +161,15 @@ def run_settings(captioner: str, config: str | None, overrides: Sequence[str] = 
     They name the tower; a tower other than the captioner's own is refused when it is loaded.
     """
     if config is None:
-        folders = [Path(captioner), *Path(captioner).parents[:_RUN_FOLDER_DEPTH]]
-        found = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
-        config = str(found[0]) if found else "demo"
+        folder = run_folder(captioner)
+        config = "demo" if folder is None else str(folder / "config.yaml")
     return load_settings(config, list(overrides))
+
+
+def run_folder(captioner: str) -> Path | None:
+    """The folder of the run that a captioner lies in, None where it lies in none."""
+    folders = [Path(captioner), *Path(captioner).parents[:_RUN_FOLDER_DEPTH]]
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def caption_files(

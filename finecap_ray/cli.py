@@ -5,7 +5,9 @@ Nothing heavy is imported before a command runs: `finecap --help` answers at onc
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -25,6 +27,8 @@ app.add_typer(bags_app, name="bags")
 app.add_typer(train_app, name="train")
 console = Console(soft_wrap=True)
 
+Format = Literal["table", "json", "markdown"]
+ScorerFormat = Literal["table", "json"]
 _INTERRUPTED = 130  # exit code of Ctrl-C
 
 Config = Annotated[str, typer.Option("--config", "-c", help="A preset or a YAML file.")]
@@ -60,7 +64,9 @@ def doctor() -> None:
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="Folder, COCO or Karpathy JSON, parquet, or WebDataset shards.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder, COCO or Karpathy JSON, parquet, Hugging Face dataset, or WebDataset shards.")
+    ],
     out: Annotated[str, typer.Argument(help="New folder for the examples.")],
     overrides: Overrides = None,
     config: Config = "demo",
@@ -70,12 +76,19 @@ def import_(
     settings = load_settings(config, overrides or [])
     from finecap_ray.cluster import absolute, connect
     from finecap_ray.sources.importer import import_examples
+    from finecap_ray.sources.urls import Fetching
 
+    importing = settings.importing
+    fetching = Fetching(importing.fetch_timeout_s, importing.fetch_max_bytes) if importing.fetch_urls else None
     connect(settings.resources)
     report = import_examples(
         absolute(source),
         absolute(out),
-        **settings.importing.model_dump(),
+        format=importing.format,
+        longest_side=importing.longest_side,
+        jpeg_quality=importing.jpeg_quality,
+        split=importing.split,
+        fetching=fetching,
         max_bad_fraction=settings.data.max_bad_fraction,
         images=images and absolute(images),
     )
@@ -92,13 +105,32 @@ def scorer_train(overrides: Overrides = None, config: Config = "demo") -> None:
 
 
 @scorer_app.command("evaluate")
-def scorer_evaluate(overrides: Overrides = None, config: Config = "demo") -> None:
-    """What the scorers are worth: R@1 on images of the dev splits. Trains those that aren't trained yet."""
-    pipeline = _pipeline(load_settings(config, overrides or []))
-    from finecap_ray.facts import describe_warrant
+def scorer_evaluate(
+    overrides: Overrides = None,
+    config: Config = "demo",
+    ratings: Annotated[str | None, typer.Option(help="Human ratings: parquet with image_id, caption, ratings.")] = None,
+    spec: Annotated[
+        list[str] | None, typer.Option(help="Scorers to measure; default: the run's, trained if need be.")
+    ] = None,
+    form: Annotated[ScorerFormat, typer.Option("--format", help="How results are printed.")] = "table",
+) -> None:
+    """What scorers are worth, on images of the dev splits: R@1 among random distractors, agreement with human ratings,
+    binding of attributes, share of truncated captions."""
+    settings = load_settings(config, overrides or [])
+    from finecap_ray.evaluation.scorer_warrant import describe, measure_scorers
 
-    for name, source in (("scorer", pipeline.scorer), ("judge", pipeline.judge)):
-        console.print(f"{name:<8}{describe_warrant(source.spec)}", highlight=False, markup=False)
+    specs = {name: name for name in spec or ()}
+    if not specs:
+        pipeline = _pipeline(settings, form)
+        specs = {"scorer": pipeline.scorer.spec, "judge": pipeline.judge.spec}
+    warrants = measure_scorers(settings, specs, ratings)
+    if form == "json":
+        typer.echo(json.dumps(warrants, indent=2))
+        return
+    for name, warrant in warrants.items():
+        console.print(f"{name}: {warrant['spec']}", highlight=False, markup=False)
+        for line in describe(warrant):
+            console.print(f"    {line}", highlight=False, markup=False)
 
 
 @bags_app.command("build")
@@ -110,6 +142,30 @@ def bags_build(overrides: Overrides = None, config: Config = "demo") -> None:
 
     for split in dict.fromkeys(["train", *pipeline.settings.evaluation.groups.values()]):
         console.print(describe_bags(read_manifest(pipeline.bags(split).folder)), highlight=False, markup=False)
+
+
+@bags_app.command("show")
+def bags_show(
+    folder: Annotated[str, typer.Argument(help="A bag set, such as runs/demo/bags/train.")],
+    out: Annotated[str | None, typer.Option(help="HTML file; default: bags.html in the folder.")] = None,
+    bags: Annotated[int, typer.Option(help="Sample bags of each size.", min=1)] = 6,
+) -> None:
+    """Writes a page of sample bags of every size, from the most alike to the least, with their similarities."""
+    from finecap_ray.report.bag_page import write_bag_page
+
+    console.print(f"page: {write_bag_page(folder, out, bags)}", highlight=False, markup=False)
+
+
+@bags_app.command("export")
+def bags_export(
+    folder: Annotated[str, typer.Argument(help="A bag set, such as runs/demo/bags/test_seen.")],
+    out: Annotated[str, typer.Argument(help="JSON file.")],
+    size: Annotated[list[int] | None, typer.Option(help="Only bags of this size; may be given more than once.")] = None,
+) -> None:
+    """Writes the image ids of the bags as TrueMatch does: a JSON list of lists."""
+    from finecap_ray.bags.truematch import export_bags
+
+    console.print(f"{export_bags(folder, out, size)} bags in {out}", highlight=False, markup=False)
 
 
 @train_app.command("mle")
@@ -129,17 +185,55 @@ def train_rl(
 
 
 @app.command()
-def evaluate(overrides: Overrides = None, config: Config = "demo") -> None:
-    """The captioner before and after RL on held-out bags, by the judge; runs the stages that are missing."""
-    _demo(load_settings(config, overrides or []), redo=False)
+def evaluate(
+    overrides: Overrides = None,
+    config: RunConfig = None,
+    captions: Annotated[str | None, typer.Option(help="Captions by image id, a JSON file.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A captioner folder, such as runs/demo/rl/captioner.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="bags:FILE, random:SIZE, all or imagecode:FILE; may be repeated.")
+    ] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Splits of the examples; may be repeated.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Scorer that judges; default: the run's judge.")] = None,
+    reward_scorer: Annotated[str | None, typer.Option(help="Scorer that rewarded; default: the run's.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How results are printed.")] = "table",
+    out: Annotated[str | None, typer.Option(help="Also write the results here, as JSON.")] = None,
+) -> None:
+    """Captions or a checkpoint against bags, random distractors or all images. With neither of the two: the captioner
+    of a run before and after RL on held-out bags, by the judge; runs the stages that are missing."""
+    changes = [*(overrides or []), *([f"evaluation.against={json.dumps(against)}"] if against else [])]
+    if captions is None and checkpoint is None:
+        _demo(load_settings(config or "demo", changes), redo=False, form=form)
+        return
+    from finecap_ray.captioning import find_captioner, run_settings
+
+    found = None if checkpoint is None else find_captioner(checkpoint)
+    settings = load_settings(config or "demo", changes) if found is None else run_settings(found, config, changes)
+    from finecap_ray.evaluation.evaluate import Request, default_scorers
+    from finecap_ray.evaluation.evaluate import evaluate as evaluate_request
+    from finecap_ray.evaluation.present import as_json, print_results
+
+    default_judge, default_scorer = default_scorers(settings, found)
+    request = Request(
+        captions, found, tuple(split) if split else None, judge or default_judge, reward_scorer or default_scorer
+    )
+    results = evaluate_request(settings, request)
+    if out is not None:
+        Path(out).write_text(as_json(results), encoding="utf-8")
+    print_results(results, form, console)
 
 
 @app.command()
-def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run that was evaluated.")]) -> None:
-    """Writes the report of a run again."""
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs that were evaluated.")],
+    out: Annotated[
+        str | None, typer.Option(help="File; default: report.html of the run, compare.html of the first.")
+    ] = None,
+) -> None:
+    """Writes the report of a run again, or one that compares several runs."""
     from finecap_ray.report.assemble import rebuild_report
 
-    console.print(f"report: {rebuild_report(run_dir)}", highlight=False, markup=False)
+    console.print(f"report: {rebuild_report(runs, out)}", highlight=False, markup=False)
 
 
 @app.command()
@@ -192,16 +286,24 @@ def main(arguments: list[str] | None = None) -> None:
 # These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.
 
 
-def _demo(settings: Settings, redo: bool) -> None:
+def _demo(settings: Settings, redo: bool, form: Format = "table") -> None:
     from finecap_ray.demo import run_demo
 
-    run_demo(settings, console, redo)
+    if form == "table":
+        run_demo(settings, console, redo)
+        return
+    from finecap_ray.evaluation.present import as_json, summary_markdown
+
+    summary = run_demo(
+        settings, Console(stderr=True, soft_wrap=True), redo
+    )  # standard output holds nothing but the results
+    typer.echo(as_json(summary) if form == "json" else summary_markdown(summary))
 
 
-def _pipeline(settings: Settings):
+def _pipeline(settings: Settings, form: Format = "table"):
     from finecap_ray.pipeline import Pipeline
 
-    return Pipeline.narrated(settings, console)
+    return Pipeline.narrated(settings, console if form == "table" else Console(stderr=True, soft_wrap=True))
 
 
 def _train(stage: Literal["mle", "rl"], settings: Settings, dry_run: bool, resume: bool) -> None:

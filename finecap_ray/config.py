@@ -34,7 +34,7 @@ class DataSettings(Section):
 class ImportSettings(Section):
     """`finecap import`; how much may be bad is `data.max_bad_fraction`."""
 
-    format: Literal["auto", "folder", "coco", "parquet", "webdataset"] = "auto"
+    format: Literal["auto", "folder", "coco", "parquet", "hf_datasets", "webdataset"] = "auto"
     """`auto` tells by the look of the source."""
     longest_side: int | None = Field(512, ge=32)
     """Pixels; larger images are scaled down. None: no image is made smaller."""
@@ -42,6 +42,11 @@ class ImportSettings(Section):
     """Of the images that are encoded anew: scaled, turned upright, transparent, animated, or of another kind."""
     split: str = "train"
     """Of the images whose source gives none."""
+    fetch_urls: bool = False
+    """Fetch the images that a source names by URL alone (a column url, COCO's coco_url). Otherwise they are left out."""
+    fetch_timeout_s: float = Field(20, gt=0)
+    fetch_max_bytes: int = Field(50_000_000, ge=1)
+    """Of one image."""
 
 
 class TowerSettings(Section):
@@ -54,6 +59,8 @@ class TowerSettings(Section):
     image_size: int = Field(128, ge=32)
     """Side in pixels that images are resized to."""
     batch_size: int = Field(64, ge=1)
+    rows_per_file: int = Field(1024, ge=1)
+    """Examples per file of features: what a killed job has to do again at most, for each actor."""
 
 
 class ScorerSettings(Section):
@@ -124,8 +131,20 @@ class BagSettings(Section):
     """Bag sizes mined on the training split."""
     max_bags_per_image: int | None = 1
     """1: disjoint bags. None: one bag per seed (NDLB). Evaluation bags are always disjoint."""
+    kind: Literal["look_alike", "conditional", "random"] = "look_alike"
+    """`conditional`: alike but for the words of `word_class`. `random`: the control. Of the training split's bags alone."""
+    compare: Literal["image", "image_and_captions"] = "image"
+    """What is alike: the image embeddings, or these plus the mean embedding of the image's captions (NDLB)."""
+    word_class: Literal["colour", "number", "size", "person", "material"] = "colour"
+    """What the captions of a conditional bag differ in."""
+    near_duplicate: float | None = Field(None, gt=0, le=1)
+    """Cosine of the image embeddings above which two images are one picture, and never share a bag. None: no ceiling."""
+    truematch: str | None = None
+    """File of bags in TrueMatch's format, taken instead of mined ones: of each split those whose images are all in it."""
     neighbours: int = Field(64, ge=1)
     """Nearest neighbours searched per image; a seed whose free neighbours run out is left over."""
+    target_recall: float = Field(0.97, gt=0, le=1)
+    """Share of the true neighbours that the search of large sets (over 20,000 images) tries to find."""
     rows_per_group: int = Field(32, ge=1)
     """Bags per parquet row group: what a worker reads at a time."""
 
@@ -135,6 +154,15 @@ class Stage(Section):
 
     bag_size: int = Field(ge=2)
     epochs: int = Field(ge=1)
+    band: tuple[float, float] = (0.0, 1.0)
+    """From and to which quantile of similarity: 0 the bags least alike, 1 those most alike. (0, 1) is all bags."""
+
+    @model_validator(mode="after")
+    def _the_band_is_one(self) -> Stage:
+        low, high = self.band
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"the band {low:g} to {high:g} is none: give two numbers from 0 to 1, the lower one first")
+        return self
 
 
 class RewardSettings(Section):
@@ -161,6 +189,8 @@ class RlSettings(Section):
         Stage(bag_size=3, epochs=1),
         Stage(bag_size=5, epochs=1),
     )
+    groups_per_window: int = Field(16, ge=1)
+    """Row groups whose bags are shuffled together: a larger window mixes better, and is what a reader holds."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps even if the curriculum isn't over."""
     advantage: Literal["leave_one_out", "group_mean", "group_normalised", "batch_mean", "running_mean"] = (
@@ -186,11 +216,38 @@ class RlSettings(Section):
 
 
 class EvaluationSettings(Section):
+    """`bag_size` to `bootstrap_samples` belong to the evaluation of a run, the others to that of a checkpoint or a captions file."""
+
     bag_size: int = Field(5, ge=2)
+    """Of the headline."""
+    more_bag_sizes: tuple[int, ...] = ()
+    """Further sizes, of the same splits: their numbers stand beside the headline's."""
     groups: dict[str, str] = {"seen": "test_seen", "unseen": "test_unseen"}
     """Name of a group -> split it is mined on; all groups together are the whole."""
     bootstrap_samples: int = Field(2000, ge=100)
-    report_bags: int = Field(12, ge=1)
+    report_bags: int = Field(500, ge=1)
+    """Most bags that a report shows."""
+    against: tuple[str, ...] = ("random:100",)
+    """`bags:FILE` (TrueMatch's form, or a bag set folder), `random:SIZE`, `all`, `imagecode:FILE`."""
+    decoding: str = "greedy"
+    """`greedy`, or `best:N`: of N samples the one the captioner finds most probable."""
+    temperature: float = Field(0.7, gt=0, le=2)
+    """Of the samples of `best:N`."""
+    batch_size: int = Field(256, ge=1)
+    """Images captioned at a time."""
+    tokenisation: Literal["coco", "keep_punctuation"] = "coco"
+    java_metrics: tuple[Literal["METEOR", "SPICE"], ...] = ("METEOR", "SPICE")
+    """Those of pycocoevalcap that run in Java; where they can't, the results say why."""
+    synonyms: str = "coco"
+    """Objects and their names for the object precision: `coco` (embedded), or a file in CHAIR's form."""
+    finecapeval: str | None = None
+    """FineCapEval.csv, for the coverage of its aspects."""
+    finecapeval_matching: Literal["paper", "token"] = "token"
+
+    @property
+    def bag_sizes(self) -> tuple[int, ...]:
+        """The headline's first."""
+        return tuple(dict.fromkeys((self.bag_size, *self.more_bag_sizes)))
 
 
 class ResourceSettings(Section):

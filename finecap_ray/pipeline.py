@@ -20,9 +20,10 @@ import ray
 from rich.console import Console
 
 from finecap_ray.bags.build import BagSource, build_bags, read_manifest
+from finecap_ray.bags.conditional import without_words
 from finecap_ray.bags.stream import plan_run
 from finecap_ray.cluster import absolute, connect
-from finecap_ray.config import ScorerSettings, Settings, dump_settings
+from finecap_ray.config import BagSettings, ScorerSettings, Settings, dump_settings
 from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.progress import Narrator
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
@@ -114,31 +115,13 @@ class Pipeline:
         """The bag set of a split: every size for training, the evaluation's for the others."""
         settings = self.settings
         training = split == TRAIN_SPLIT
-        sizes = settings.bags.sizes if training else (settings.evaluation.bag_size,)
-        bag_settings = settings.bags if training else settings.bags.model_copy(update={"max_bags_per_image": 1})
+        sizes = settings.bags.sizes if training else settings.evaluation.bag_sizes
+        # Evaluation bags are disjoint look-alikes, also beside a control.
+        changes = {} if training else {"max_bags_per_image": 1, "kind": "look_alike"}
+        bag_settings = settings.bags.model_copy(update=changes)
 
         def work(out: Path) -> None:
-            rows = self.rows(split)
-            reference = _embed_rows.remote(
-                self.scorer.spec,
-                self._matrix(rows),
-                self.features.tower_digest,
-                [row["image"] for row in rows],
-                settings.resources.threads,
-            )
-            embeddings, facts = ray.get(reference)
-            source = BagSource(
-                image_ids=[row["image_id"] for row in rows],
-                images=[row["image"] for row in rows],
-                captions=[row["captions"] for row in rows],
-                embeddings=embeddings,
-                features=self._matrix(rows),
-                name=split,
-                left_out={"without features": self.count(split) - len(rows)},
-                scorer=facts,
-                tower={"digest": self.features.tower_digest},
-            )
-            build_bags(source, out, sizes, bag_settings, settings.seed)
+            build_bags(self.bag_source(split, bag_settings), out, sizes, bag_settings, settings.seed)
 
         inputs = {
             "features": self._features.digest,
@@ -146,9 +129,40 @@ class Pipeline:
             "split": split,
             "sizes": sizes,
             "bags": bag_settings.model_dump(),
+            "listed": bag_settings.truematch and Path(bag_settings.truematch).read_text(encoding="utf-8"),
             "seed": settings.seed,
         }
         return self.stages.run(f"bags/{split}", inputs, work)
+
+    def bag_source(self, split: str, bags: BagSettings) -> BagSource:
+        """The images of a split as the reward scorer sees them, and their captions where the bags compare these."""
+        rows = self.rows(split)
+        captions = None
+        if bags.kind == "conditional":
+            captions = [[without_words(caption, bags.word_class) for caption in row["captions"]] for row in rows]
+        elif bags.compare == "image_and_captions":
+            captions = [row["captions"] for row in rows]
+        reference = _embed_rows.remote(
+            self.scorer.spec,
+            self._matrix(rows),
+            self.features.tower_digest,
+            [row["image"] for row in rows],
+            captions,
+            self.settings.resources.threads,
+        )
+        embeddings, caption_embeddings, facts = ray.get(reference)
+        return BagSource(
+            image_ids=[row["image_id"] for row in rows],
+            images=[row["image"] for row in rows],
+            captions=[row["captions"] for row in rows],
+            embeddings=embeddings,
+            features=self._matrix(rows),
+            name=split,
+            left_out={"without features": self.count(split) - len(rows)},
+            scorer=facts,
+            tower={"digest": self.features.tower_digest},
+            caption_embeddings=caption_embeddings,
+        )
 
     @cached_property
     def rl(self) -> StageResult:
@@ -160,7 +174,7 @@ class Pipeline:
             "mle": self.mle.digest,
             "bags": bags.digest,
             "scorer": self.scorer.digest,
-            "rl": self.settings.rl.model_dump(exclude={"save_every", "keep_checkpoints", "drift_bound"}),
+            "rl": self.settings.rl.model_dump(exclude={"save_every", "keep_checkpoints", "drift_bound", "num_workers"}),
             "seed": self.settings.seed,
         }
 
@@ -181,7 +195,9 @@ class Pipeline:
             "judge": self.judge.digest,
             "captioners": {"mle": self.mle.digest, "rl": self.rl.digest},
             "bags": {name: bags.digest for name, bags in groups.items()},
-            "evaluation": self.settings.evaluation.model_dump(),
+            "evaluation": self.settings.evaluation.model_dump(
+                include={"bag_size", "more_bag_sizes", "groups", "bootstrap_samples"}
+            ),
         }
         return self.stages.run(
             "evaluation",
@@ -284,9 +300,14 @@ def _train_scorer(settings, tower, features, captions, dev_features, dev_caption
 
 @ray.remote(num_cpus=1, max_retries=0)
 def _embed_rows(
-    scorer: str, features: np.ndarray, tower_digest: str, images: list[bytes], threads: int
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Unit-norm image embeddings [N, D] of the scorer, and what the manifest says of it."""
+    scorer: str,
+    features: np.ndarray,
+    tower_digest: str,
+    images: list[bytes],
+    captions: list[list[str]] | None,
+    threads: int,
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, str]]:
+    """Of the scorer: unit-norm image embeddings [N, D], mean caption embeddings [N, D], and what the manifest says of it."""
     import torch
 
     from finecap_ray.scorers.scorer import load_scorer
@@ -297,4 +318,14 @@ def _embed_rows(
         embeddings = loaded.project_features(torch.from_numpy(features.astype(np.float32)))
     else:
         embeddings = torch.cat([loaded.embed_images(images[start : start + 64]) for start in range(0, len(images), 64)])
-    return embeddings.numpy(), {"name": loaded.name, "digest": loaded.digest}
+    means = None if captions is None else _mean_captions(loaded, captions, embeddings.shape[1])
+    return embeddings.numpy(), means, {"name": loaded.name, "digest": loaded.digest}
+
+
+def _mean_captions(scorer, captions: list[list[str]], width: int) -> np.ndarray:
+    """[N, D]: mean of the caption embeddings of each image, 0 where it has no caption."""
+    owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
+    means = np.zeros((len(captions), width), dtype=np.float32)
+    if len(owner):
+        np.add.at(means, owner, scorer.embed_texts([caption for own in captions for caption in own]).numpy())
+    return means / np.maximum(np.bincount(owner, minlength=len(captions)), 1)[:, None]

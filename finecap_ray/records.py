@@ -8,6 +8,7 @@ Rollout   one sampled caption, with the log-probabilities of the policy that mad
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Any, Self
 
 import numpy as np
@@ -83,17 +84,6 @@ class BagImage:
     embedding: np.ndarray  # [D] float16, unit-norm, of the reward scorer
     features: np.ndarray | None  # [F] float16, of the captioner's frozen tower; None where it isn't frozen
 
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Self:
-        features = row["features"]
-        return cls(
-            row["image_id"],
-            row.get("image"),
-            tuple(row["captions"]),
-            np.asarray(row["embedding"], dtype=np.float16),
-            None if features is None else np.asarray(features, dtype=np.float16),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Bag:
@@ -101,9 +91,33 @@ class Bag:
     similarity: float  # mean pairwise cosine of the image embeddings
     images: tuple[BagImage, ...]
 
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Self:
-        return cls(row["bag_id"], float(row["similarity"]), tuple(BagImage.from_row(image) for image in row["images"]))
+
+def bags_from_arrow(table: pa.Table) -> list[Bag]:
+    """The rows of a table in BAG_SCHEMA; the images may be left out of it. Vectors are views of the table's memory."""
+    lists = table["images"].combine_chunks()
+    images = lists.flatten()
+    columns = {name: images.field(name) for name in ("image_id", "captions", "embedding", "features")}
+    records = list(
+        map(
+            BagImage,
+            columns["image_id"].to_pylist(),
+            images.field("image").to_pylist() if images.type.get_field_index("image") >= 0 else repeat(None),
+            map(tuple, columns["captions"].to_pylist()),
+            _vectors(columns["embedding"]),
+            repeat(None) if columns["features"].null_count else _vectors(columns["features"]),
+        )
+    )
+    ends = np.cumsum(lists.value_lengths().to_numpy()).tolist()
+    return [
+        Bag(bag_id, similarity, tuple(records[start:end]))
+        for bag_id, similarity, start, end in zip(
+            table["bag_id"].to_pylist(), table["similarity"].to_pylist(), [0, *ends], ends, strict=False
+        )
+    ]
+
+
+def _vectors(lists: pa.ListArray) -> np.ndarray:
+    return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
 
 
 @dataclass(frozen=True, slots=True)

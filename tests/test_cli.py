@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from finecap_ray.cli import main
@@ -95,6 +97,58 @@ def test_a_run_folder_that_exists_is_refused_without_resume(capsys, tmp_path, st
 def test_a_report_of_no_run_says_what_is_missing(capsys, tmp_path):
     code, _, err = run(capsys, "report", str(tmp_path))
     assert code == 2 and "has no config.yaml and no summary.json" in err
+
+
+def test_an_evaluation_of_what_does_not_fit_is_refused_before_ray_starts(capsys, tmp_path):
+    code, _, err = run(capsys, "evaluate", "--captions", str(tmp_path / "absent.json"))
+    assert code == 2 and "absent.json can't be read as JSON" in err
+    file = tmp_path / "captions.json"
+    file.write_text('{"no-such-emoji": "a cat"}')
+    code, _, err = run(capsys, "evaluate", "--captions", str(file))
+    assert code == 2 and "no image of fluent" in err
+    code, _, err = run(capsys, "evaluate", "--captions", str(file), "evaluation.decoding=beam:5")
+    assert code == 2 and "beam search takes token prompts only" in err
+    code, _, err = run(capsys, "evaluate", "--checkpoint", str(tmp_path))
+    assert code == 2 and "is not a captioner" in err
+
+
+def test_a_captions_file_is_evaluated_as_json_and_markdown(capsys, ray_session, judge_folder, tmp_path):
+    from finecap_ray.sources import read_examples
+
+    rows = [row for row in read_examples("fluent").to_pylist() if row["captions"]][:6]
+    file, out = tmp_path / "captions.json", tmp_path / "results.json"
+    file.write_text(json.dumps({row["image_id"]: row["captions"][0] for row in rows}))
+    arguments = [
+        "--captions",
+        str(file),
+        "--against",
+        "random:3",
+        "--judge",
+        str(judge_folder),
+        "evaluation.java_metrics=[]",
+    ]
+    code, printed, err = run(capsys, "evaluate", *arguments, "--format", "json", "--out", str(out))
+    assert code == 0, err
+    assert json.loads(printed) == json.loads(out.read_text())
+    assert json.loads(printed)["retrieval"][0]["against"] == "3 random images"
+    code, printed, _ = run(capsys, "evaluate", *arguments, "--format", "markdown")
+    assert code == 0 and "| captions | by | against |" in printed
+
+
+def test_a_scorer_is_measured(capsys, ray_session, judge_folder, tmp_path):
+    from finecap_ray.sources import read_examples
+
+    rows = read_examples("fluent")
+    dev = rows.filter(pa.compute.equal(rows["split"], "dev_seen")).slice(0, 12)
+    pq.write_table(dev, tmp_path / "examples.parquet")
+    rated = [{"image_id": row["image_id"], "caption": row["captions"][0], "ratings": [4, 3]} for row in dev.to_pylist()]
+    rated += [row | {"caption": "x", "ratings": [1, 1]} for row in rated]
+    pq.write_table(pa.Table.from_pylist(rated), tmp_path / "ratings.parquet")
+    arguments = ["--spec", str(judge_folder), "--ratings", str(tmp_path / "ratings.parquet")]
+    code, out, err = run(capsys, "scorer", "evaluate", *arguments, f"data.examples={tmp_path / 'examples.parquet'}")
+    assert code == 0, err
+    for part in ("R@1 ", "among 12 random images", "longer than it reads", "binding", "tau-b", "of 24 rated captions"):
+        assert part in out
 
 
 def test_an_import_of_nothing_is_one_message(capsys, ray_session, tmp_path):

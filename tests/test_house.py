@@ -22,6 +22,13 @@ PURE = [
     "finecap_ray/bags/mining.py",
     "finecap_ray/bags/curriculum.py",
     "finecap_ray/evaluation/retrieval.py",
+    "finecap_ray/evaluation/ranking.py",
+    "finecap_ray/evaluation/pools.py",
+    "finecap_ray/evaluation/captions.py",
+    "finecap_ray/evaluation/objects.py",
+    "finecap_ray/evaluation/finecapeval.py",
+    "finecap_ray/evaluation/warrant.py",
+    "finecap_ray/report/page.py",
 ]
 TOP_LEVEL = {
     *("finecap_ray", "jobs", "serve", "tests", "docs", "benchmarks", "tools", "requirements"),

@@ -1,12 +1,15 @@
 """Build a bag set: mined bags of several sizes as parquet, self-contained, with a manifest that says what made them.
 
-<folder>/size=5/part-0.parquet ...   <folder>/manifest.json
+<folder>/size=5/part-00000.parquet ...   <folder>/manifest.json
+
+The bags most alike come first, so that a band of difficulty is a run of rows.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finecap_ray.bags.mining import bag_similarity, mine_bags, random_bags
+from finecap_ray.bags.conditional import word_labels
+from finecap_ray.bags.mining import bag_similarities, bags_of_neighbours, joint_embeddings, random_bags
+from finecap_ray.bags.neighbours import find_neighbours
+from finecap_ray.bags.truematch import bag_rows, read_truematch
 from finecap_ray.config import BagSettings
 from finecap_ray.errors import DataError, MismatchError
-from finecap_ray.records import BAG_SCHEMA
+from finecap_ray.records import BAG_IMAGE_TYPE, BAG_SCHEMA
 
 MANIFEST_FILE = "manifest.json"
+_GROUPS_PER_PART = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +42,50 @@ class BagSource:
     left_out: dict[str, int]
     scorer: dict[str, str]  # name and digest
     tower: dict[str, str]  # digest; empty where the captioner has no frozen tower
+    caption_embeddings: np.ndarray | None = None
+    """[N, D] mean embedding of an image's captions, 0 where it has none; for bags that compare captions too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """How the bags of one size lie on disk: files and row groups of equal length, but for the last."""
+
+    bags: int
+    rows_per_group: int
+    rows_per_part: int
 
 
 def build_bags(
     source: BagSource, folder: Path, sizes: tuple[int, ...], settings: BagSettings, seed: int
 ) -> dict[str, Any]:
     """Mines and writes one bag set and returns its manifest. Raises DataError when a size can't be filled."""
+    listed, absent = {}, 0
+    if settings.truematch is not None:
+        listed, absent = bag_rows(read_truematch(settings.truematch), source.image_ids)
+    mined, search = mine_sizes(source, [size for size in sizes if size not in listed], settings, seed)
     per_size = {}
     for size in sizes:
-        bags = mine_bags(
-            source.embeddings,
-            size,
-            seed,
-            max_bags_per_image=settings.max_bags_per_image,
-            neighbours=settings.neighbours,
-        )
+        bags = listed.get(size) or mined[size]
         if not bags:
             raise DataError(
-                f"{len(source.image_ids)} images of {source.name} give no bag of {size}: raise bags.neighbours or use a smaller size"
+                f"{len(source.image_ids)} images of {source.name} give no bag of {size}: raise bags.neighbours, "
+                "loosen bags.near_duplicate or use a smaller size"
             )
-        similarity = [bag_similarity(source.embeddings, bag) for bag in bags]
-        control = [bag_similarity(source.embeddings, bag) for bag in random_bags(len(source.image_ids), size, seed)]
-        _write(source, bags, similarity, folder / f"size={size}", settings.rows_per_group)
-        per_size[str(size)] = {
-            "bags": len(bags),
-            "images": len({row for bag in bags for row in bag}),
-            "leftover": len(source.image_ids) - len({row for bag in bags for row in bag}),
+        similarity = bag_similarities(source.embeddings, bags)
+        order = np.argsort(-similarity, kind="stable")
+        bags, similarity = [bags[place] for place in order], similarity[order]
+        control = bag_similarities(source.embeddings, random_bags(len(source.image_ids), size, seed))
+        rows_per_part = settings.rows_per_group * _GROUPS_PER_PART
+        for start in range(0, len(bags), rows_per_part):
+            part = slice(start, start + rows_per_part)
+            path = part_path(folder, size, start // rows_per_part)
+            _write(_table(source, bags[part], similarity[part], start), path, settings.rows_per_group)
+        used = len({row for bag in bags for row in bag})
+        shelf = Shelf(len(bags), settings.rows_per_group, rows_per_part)
+        per_size[str(size)] = asdict(shelf) | {
+            "mined": size in mined,
+            "images": used,
+            "leftover": len(source.image_ids) - used,
             "mean_similarity": float(np.mean(similarity)),
             "mean_similarity_of_random_bags": float(np.mean(control)),
         }
@@ -70,12 +95,36 @@ def build_bags(
         "left_out": source.left_out,
         "scorer": source.scorer,
         "tower": source.tower,
-        "max_bags_per_image": settings.max_bags_per_image,
+        "mining": settings.model_dump(exclude={"sizes", "rows_per_group"}),
+        "search": search,
+        "listed_bags_of_other_images": absent,
         "seed": seed,
         "sizes": per_size,
     }
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return manifest
+
+
+def mine_sizes(
+    source: BagSource, sizes: Iterable[int], settings: BagSettings, seed: int
+) -> tuple[dict[int, list[tuple[int, ...]]], dict[str, Any] | None]:
+    """Bags of every size from one search for neighbours, and what that search was worth (None where there was none)."""
+    if settings.kind == "random" or not sizes:
+        return {size: random_bags(len(source.image_ids), size, seed) for size in sizes}, None
+    compared, labels = source.embeddings, None
+    if settings.compare == "image_and_captions" or settings.kind == "conditional":
+        if source.caption_embeddings is None:
+            raise DataError(f"the bags of {source.name} compare captions, and there are no embeddings of these")
+        compared = joint_embeddings(source.embeddings, source.caption_embeddings)
+    if settings.kind == "conditional":
+        labels = word_labels(source.captions, settings.word_class)
+    found = find_neighbours(compared, settings.neighbours, depth=max(sizes) - 1, target_recall=settings.target_recall)
+    rules = settings.model_dump(include={"max_bags_per_image", "near_duplicate"})
+    mined = {
+        size: bags_of_neighbours(found, size, seed, **rules, pictures=source.embeddings, labels=labels)
+        for size in sizes
+    }
+    return mined, asdict(found.search)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -95,35 +144,49 @@ def check_scorer(manifest: dict[str, Any], scorer_digest: str) -> None:
         )
 
 
-def bag_count(manifest: dict[str, Any], size: int) -> int:
-    if str(size) not in manifest["sizes"]:
-        raise MismatchError(
-            f"the bag set has bags of {', '.join(manifest['sizes'])}, not of {size}: build that size too"
-        )
-    return manifest["sizes"][str(size)]["bags"]
+def shelves(manifest: dict[str, Any]) -> dict[int, Shelf]:
+    """Of each bag size of a set."""
+    return {
+        int(size): Shelf(facts["bags"], facts["rows_per_group"], facts["rows_per_part"])
+        for size, facts in manifest["sizes"].items()
+    }
 
 
-def _write(
-    source: BagSource, bags: list[tuple[int, ...]], similarity: list[float], folder: Path, rows_per_group: int
-) -> None:
-    rows = [
-        {
-            "bag_id": f"{source.name}-{len(bag)}-{index:06d}",
-            "similarity": value,
-            "images": [
-                {
-                    "image_id": source.image_ids[row],
-                    "image": source.images[row],
-                    "captions": source.captions[row],
-                    "embedding": source.embeddings[row].astype(np.float16),
-                    "features": None if source.features is None else source.features[row],
-                }
-                for row in bag
-            ],
-        }
-        for index, (bag, value) in enumerate(zip(bags, similarity, strict=True))
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema=BAG_SCHEMA), folder / "part-0.parquet", row_group_size=rows_per_group
+def part_path(folder: str | Path, size: int, part: int) -> Path:
+    return Path(folder) / f"size={size}" / f"part-{part:05d}.parquet"
+
+
+def _table(source: BagSource, bags: list[tuple[int, ...]], similarity: np.ndarray, first: int) -> pa.Table:
+    """Bags of one size, in BAG_SCHEMA."""
+    rows = np.asarray(bags).ravel()
+    images = pa.StructArray.from_arrays(
+        [
+            pa.array([source.image_ids[row] for row in rows], pa.string()),
+            pa.array([source.images[row] for row in rows], pa.binary()),
+            pa.array([source.captions[row] for row in rows], pa.list_(pa.string())),
+            _lists(source.embeddings[rows].astype(np.float16)),
+            pa.nulls(len(rows), pa.list_(pa.float16())) if source.features is None else _lists(source.features[rows]),
+        ],
+        fields=list(BAG_IMAGE_TYPE),
     )
+    size = len(bags[0])
+    offsets = pa.array(np.arange(0, len(rows) + 1, size, dtype=np.int32))
+    return pa.table(
+        [
+            pa.array([f"{source.name}-{size}-{first + index:06d}" for index in range(len(bags))]),
+            pa.array(similarity.astype(np.float32)),
+            pa.ListArray.from_arrays(offsets, images, type=BAG_SCHEMA.field("images").type),
+        ],
+        schema=BAG_SCHEMA,
+    )
+
+
+def _lists(vectors: np.ndarray) -> pa.ListArray:
+    offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(vectors).ravel(), pa.float16()))
+
+
+def _write(table: pa.Table, path: Path, rows_per_group: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Pictures and vectors don't get smaller; looking for a dictionary of them and packing them only takes time.
+    pq.write_table(table, path, row_group_size=rows_per_group, compression="none", use_dictionary=False)

@@ -1,40 +1,86 @@
-"""Which bags make which step, on which worker.
+"""Which bags an epoch takes, and how many go into each of its steps.
 
-The order of an epoch is a pure function of (seed, epoch, bag size), and the division of a step over the workers of
-their number as well: any worker can work out the whole plan, and a resumed run goes on in the middle of it.
+An epoch is one pass over the bags of one size, or over those of a band of difficulty. Stages follow one another, such as
+3 epochs of bags of 2, then 5 of 3 (BagCurri, NDLB 2024).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from dataclasses import dataclass
+from typing import Any
 
 from finecap_ray.config import Stage
-from finecap_ray.errors import ConfigError
-
-BagRows = tuple[int, ...]  # row numbers of bags in the bag set of one size
+from finecap_ray.errors import ConfigError, MismatchError
 
 
 class Curriculum:
-    """Bag size per epoch: stages one after the other, such as 3 epochs of bags of 2, 5 of 3 (BagCurri, NDLB 2024)."""
+    """Stages one after the other, and how far a run has come in them."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         if not stages:
             raise ConfigError("the curriculum has no stage: give at least one, such as {bag_size: 5, epochs: 1}")
-        self._bag_sizes = [stage.bag_size for stage in stages for _ in range(stage.epochs)]
+        self._stages = [stage for stage in stages for _ in range(stage.epochs)]
+        self.epoch = 0  # the epoch that is going on
+        self.bags_done = 0  # of it
 
     @property
     def epochs(self) -> int:
-        return len(self._bag_sizes)
+        return len(self._stages)
 
-    def bag_size(self, epoch: int) -> int:
-        """Images per bag in an epoch, counted from 0. Raises ConfigError past the last one."""
+    def stage(self, epoch: int) -> Stage:
+        """The stage of an epoch, counted from 0. Raises ConfigError past the last one."""
         if not 0 <= epoch < self.epochs:
             raise ConfigError(
                 f"epoch {epoch} is not in the curriculum: its {self.epochs} epochs are 0 to {self.epochs - 1}"
             )
-        return self._bag_sizes[epoch]
+        return self._stages[epoch]
+
+    def bag_size(self, epoch: int) -> int:
+        """Images per bag in an epoch, counted from 0. Raises ConfigError past the last one."""
+        return self.stage(epoch).bag_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands, as JSON can hold it."""
+        return {"bag_sizes": [stage.bag_size for stage in self._stages], "epoch": self.epoch, "bags": self.bags_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved place. Raises MismatchError where the epochs up to there had bags of other sizes."""
+        done = state["bag_sizes"][: state["epoch"] + (state["bags"] > 0)]
+        own = [stage.bag_size for stage in self._stages[: len(done)]]
+        if own != done:
+            raise MismatchError(
+                f"the run has had epochs with bags of {done}, this curriculum begins with {own}: resume with the curriculum "
+                "that the run was started with (its later epochs may change)"
+            )
+        self.epoch, self.bags_done = state["epoch"], state["bags"]
+
+
+def band_rows(bags: int, band: tuple[float, float]) -> range:
+    """Rows of a band of difficulty, in a bag set that begins with the bags most alike.
+
+    band: from and to which quantile of similarity; 0 the least alike, the easiest, and 1 the most alike. So (0, 1) is all,
+    and (0.5, 1) the harder half. Bands that meet share no bag. Raises ConfigError for a band that holds none.
+    """
+    low, high = band
+    rows = range(round((1 - high) * bags), round((1 - low) * bags))
+    if not rows:
+        raise ConfigError(f"the band {low:g} to {high:g} of {bags} bags holds none: make it wider, or mine more bags")
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """Bags in the steps of an epoch: all are full, but for the last."""
+
+    count: int
+    full: int
+    last: int
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """The bags of a step, as a range of the epoch's order."""
+        start = step * self.full
+        return start, start + (self.last if step == self.count - 1 else self.full)
 
 
 def bags_per_step(bag_size: int, images_per_step: int, num_workers: int) -> int:
@@ -48,29 +94,12 @@ def bags_per_step(bag_size: int, images_per_step: int, num_workers: int) -> int:
     return bags
 
 
-def steps_per_epoch(bags: int, bag_size: int, images_per_step: int, num_workers: int) -> int:
-    """Steps that consume `bags` bags once. Raises ConfigError where a step can't give every worker a bag."""
-    return len(_step_sizes(bags, bag_size, images_per_step, num_workers))
+def step_sizes(bags: int, bag_size: int, images_per_step: int, num_workers: int) -> StepSizes:
+    """Steps that consume `bags` bags once.
 
-
-def step_plan(
-    bags: int, bag_size: int, images_per_step: int, num_workers: int, seed: int, epoch: int
-) -> list[list[BagRows]]:
-    """The steps of an epoch; each has one tuple of bag row numbers per worker, none of them empty.
-
-    Every bag is in one step, on one worker. The workers of a step differ by one bag at most, the first ones have more:
-    a mean over a worker's captions is to be weighted by its share of them. The last step is shorter; one that had fewer
-    bags than workers is added to the step before, one more bag for some of them.
+    The last step is shorter. A tail of fewer bags than workers is added to the step before, so that no worker goes empty.
     Raises ConfigError where a step can't give every worker a bag.
     """
-    sizes = _step_sizes(bags, bag_size, images_per_step, num_workers)
-    order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, bag_size]))).permutation(bags)
-    steps = np.split(order, np.cumsum(sizes)[:-1])
-    return [[tuple(share.tolist()) for share in np.array_split(step, num_workers)] for step in steps]
-
-
-def _step_sizes(bags: int, bag_size: int, images_per_step: int, num_workers: int) -> list[int]:
-    """Bags in each step."""
     full = bags_per_step(bag_size, images_per_step, num_workers)
     if bags < num_workers:
         raise ConfigError(
@@ -78,9 +107,6 @@ def _step_sizes(bags: int, bag_size: int, images_per_step: int, num_workers: int
             "mine more bags or use fewer workers"
         )
     steps, tail = divmod(bags, full)
-    sizes = [full] * steps
     if tail >= num_workers:
-        sizes.append(tail)
-    elif tail:
-        sizes[-1] += tail
-    return sizes
+        return StepSizes(steps + 1, full, tail)
+    return StepSizes(steps, full, full + tail)

@@ -6,61 +6,60 @@ and in other processes. Its own splitting of a stream among workers drops rows, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from finecap_ray.bags.build import bag_count
-from finecap_ray.bags.curriculum import BagRows, Curriculum, step_plan
+from finecap_ray.bags import plan as plans
+from finecap_ray.bags.build import Shelf, part_path, read_manifest, shelves
+from finecap_ray.bags.order import Layout
+from finecap_ray.bags.plan import RunPlan
 from finecap_ray.config import RlSettings
 from finecap_ray.errors import DataError
-from finecap_ray.records import Bag
+from finecap_ray.records import Bag, bags_from_arrow
+
+_READS_PER_DATASET = 256  # reads that one Ray Data pipeline is set up for; setting one up takes some 0.1 s
+COLUMNS = [
+    "bag_id",
+    "similarity",
+    *(f"images.list.element.{name}" for name in ("image_id", "captions", "embedding", "features")),
+]
 
 
-@dataclass(frozen=True, slots=True)
-class RunStep:
-    """One optimizer step of a run."""
-
-    step: int  # from 0, over all epochs
-    epoch: int
-    bag_size: int
-    workers: tuple[BagRows, ...]  # rows of the bags of each worker, in the bag set of this size
+def plan_run(manifest: dict[str, Any], settings: RlSettings, seed: int, state: dict[str, Any] | None = None) -> RunPlan:
+    """The steps of a run on the bag set of this manifest; see `bags.plan.plan_run`."""
+    layouts = {size: Layout(shelf.bags, shelf.rows_per_group) for size, shelf in shelves(manifest).items()}
+    return plans.plan_run(layouts, settings, seed, state)
 
 
-def plan_run(manifest: dict[str, Any], settings: RlSettings, seed: int) -> list[RunStep]:
-    """All steps of a run, over its curriculum. Raises ConfigError for impossible arithmetic, MismatchError for a missing size."""
-    curriculum = Curriculum(settings.curriculum)
-    steps: list[RunStep] = []
-    for epoch in range(curriculum.epochs):
-        size = curriculum.bag_size(epoch)
-        plan = step_plan(bag_count(manifest, size), size, settings.images_per_step, settings.num_workers, seed, epoch)
-        steps += [RunStep(len(steps) + index, epoch, size, tuple(workers)) for index, workers in enumerate(plan)]
-    return steps[: settings.max_steps]
-
-
-def stream_bags(folder: str | Path, steps: list[RunStep], rank: int) -> Iterator[list[Bag]]:
+class BagStream(Iterator[list[Bag]]):
     """The bags of each step for one worker, in the order of the plan. The encoded images aren't read.
 
-    Raises DataError when the stream doesn't give what was planned.
+    `state_dict` says where it stands, for `plan_run`, between any two steps. Raises DataError when Ray Data doesn't give
+    what was planned.
     """
-    wanted = [{"step": step.step, "bag_size": step.bag_size, "rows": list(step.workers[rank])} for step in steps]
-    dataset = ray.data.from_items(wanted, override_num_blocks=len(wanted)).map_batches(
-        _read_bags, fn_kwargs={"folder": str(folder)}, batch_size=1, num_cpus=1
-    )
-    arriving = iter(dataset.iter_rows())
-    for step in steps:
-        bags = []
-        for row in step.workers[rank]:
-            found = next(arriving, None)
-            if found is None or (found["step"], found["row"]) != (step.step, row):
-                raise DataError(f"the stream of {folder} lost its order at step {step.step}: bag {row} was due")
-            bags.append(Bag.from_row(found))
-        yield bags
+
+    def __init__(self, folder: str | Path, plan: RunPlan, rank: int) -> None:
+        self.plan, self._steps = plan, 0
+        self._stream = _stream(folder, plan, shelves(read_manifest(folder)), rank)
+
+    def __next__(self) -> list[Bag]:
+        bags = next(self._stream)
+        self._steps += 1
+        return bags
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.plan.state_dict(self._steps)
+
+
+def stream_bags(folder: str | Path, plan: RunPlan, rank: int) -> BagStream:
+    return BagStream(folder, plan, rank)
 
 
 def read_bags(folder: str | Path, size: int) -> list[Bag]:
@@ -68,34 +67,92 @@ def read_bags(folder: str | Path, size: int) -> list[Bag]:
     path = Path(folder) / f"size={size}"
     if not path.is_dir():
         raise DataError(f"no bags of {size} in {folder}")
-    return [Bag.from_row(row) for row in pq.read_table(path, partitioning=None).to_pylist()]
+    return bags_from_arrow(pq.read_table(path, partitioning=None))
 
 
-def _read_bags(batch: dict[str, Any], folder: str) -> pa.Table:
-    """Ray Data batch of one step -> its bags, each with the step and row it was asked for under."""
-    (step,), (size,), (rows,) = batch["step"], batch["bag_size"], batch["rows"]
-    files = [pq.ParquetFile(path) for path in sorted((Path(folder) / f"size={size}").glob("part-*.parquet"))]
-    groups = [(file, group) for file in files for group in range(file.num_row_groups)]
-    places = []
-    start = 0
-    for file, group in groups:
-        count = file.metadata.row_group(group).num_rows
-        places.append((start, start + count, file, group))
-        start += count
-    found: dict[int, pa.Table] = {}
-    for first, end, file, group in places:
-        inside = [int(row) for row in rows if first <= row < end]
-        if inside:
-            table = file.read_row_group(group, columns=_COLUMNS)
-            found |= {row: table.slice(row - first, 1) for row in inside}
-    table = pa.concat_tables([found[int(row)] for row in rows])
-    return table.append_column("step", pa.array([int(step)] * len(rows))).append_column(
-        "row", pa.array([int(row) for row in rows])
-    )
+def _stream(folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int) -> Iterator[list[Bag]]:
+    arriving = _arriving(folder, plan, shelves, rank)
+    for step in plan:
+        bags = []
+        for part in step.parts:
+            for row in part.workers[rank]:
+                size, found, bag = next(arriving, (0, -1, None))
+                if (size, found) != (part.bag_size, row):
+                    raise DataError(
+                        f"the stream of {folder} lost its order at step {step.step}: bag {row} of size {part.bag_size} was due"
+                    )
+                bags.append(bag)
+        yield bags
 
 
-_COLUMNS = [
-    "bag_id",
-    "similarity",
-    *(f"images.list.element.{name}" for name in ("image_id", "captions", "embedding", "features")),
-]
+def _arriving(
+    folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int
+) -> Iterator[tuple[int, int, Bag]]:
+    """Size, row and bag, in the order of the plan."""
+    for reads in _batched(_reads(plan, rank), _READS_PER_DATASET):
+        dataset = ray.data.from_items(reads, override_num_blocks=len(reads)).map_batches(
+            _read_rows, fn_kwargs={"folder": str(folder), "shelves": shelves}, batch_size=1, batch_format="pyarrow"
+        )
+        dataset.context.execution_options.preserve_order = True
+        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        for read in reads:
+            # Whole row groups come: picking bags out of them is quick here, and slow in Arrow.
+            bags: dict[tuple[int, int], Bag] = {}
+            wanted = [(read["size"], row) for row in read["rows"]]
+            while not bags.keys() >= set(wanted):
+                table = next(blocks, None)
+                if table is None:
+                    return
+                places = zip(table["size"].to_pylist(), table["row"].to_pylist(), strict=True)
+                bags.update(zip(places, bags_from_arrow(table), strict=True))
+            yield from ((size, row, bags[size, row]) for size, row in wanted)
+
+
+def _reads(plan: RunPlan, rank: int) -> Iterator[dict[str, Any]]:
+    """The rows of a worker, one read for those of a window: a Ray task each."""
+    window, read = None, {}
+    for step in plan:
+        for part in step.parts:
+            for row, own in zip(part.workers[rank], part.windows[rank], strict=True):
+                if window != (part.epoch, own):
+                    if window is not None:
+                        yield read
+                    window, read = (part.epoch, own), {"size": part.bag_size, "rows": []}
+                read["rows"].append(row)
+    if window is not None:
+        yield read
+
+
+def _batched(items: Iterator[Any], count: int) -> Iterator[list[Any]]:
+    while batch := list(islice(items, count)):
+        yield batch
+
+
+def _read_rows(batch: pa.Table, folder: str, shelves: dict[int, Shelf]) -> pa.Table:
+    """Ray Data batch of one read -> the row groups that hold its bags, each bag with its size and row."""
+    (read,) = batch.to_pylist()
+    table, rows = _row_groups(folder, read["size"], shelves[read["size"]], read["rows"], COLUMNS)
+    sizes = pa.array(np.full(len(rows), read["size"]))
+    return table.append_column("size", sizes).append_column("row", pa.array(rows))
+
+
+def take_bags(folder: str | Path, size: int, shelf: Shelf, rows: Sequence[int], columns: list[str] | None) -> pa.Table:
+    """Bags by row number, in that order."""
+    table, found = _row_groups(folder, size, shelf, rows, columns)
+    return table.take(np.searchsorted(found, rows))
+
+
+def _row_groups(
+    folder: str | Path, size: int, shelf: Shelf, rows: Sequence[int], columns: list[str] | None
+) -> tuple[pa.Table, np.ndarray]:
+    """The row groups that hold these bags, each read once, and the row numbers of all bags in them, ascending."""
+    parts, inside = np.divmod(np.asarray(rows), shelf.rows_per_part)
+    tables, numbers = [], []
+    for part in np.unique(parts).tolist():
+        groups = np.unique(inside[parts == part] // shelf.rows_per_group).tolist()
+        with pq.ParquetFile(part_path(folder, size, part)) as file:
+            for group in groups:  # one by one: read together they take twice as long
+                tables.append(file.read_row_group(group, columns=columns, use_threads=False))
+                first = part * shelf.rows_per_part + group * shelf.rows_per_group
+                numbers.append(np.arange(first, first + len(tables[-1])))
+    return pa.concat_tables(tables), np.concatenate(numbers)

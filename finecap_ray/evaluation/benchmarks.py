@@ -1,11 +1,14 @@
-"""Evaluate captioners on bags of look-alikes: R@1 by a judge, the reward scorer beside it, and caption metrics.
+"""Evaluate the captioners of a run on bags of look-alikes: R@1 by a judge, the reward scorer beside it, and caption metrics.
 
 The judge never rewarded a caption. The gap between its gain and the reward scorer's is the measure of reward hacking.
+Human captions are the ceiling: what they lose is the scorers' own mistake. Each of the captions that people wrote of an
+image is a candidate of its own, and the image counts with their mean.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +16,27 @@ from typing import Any
 import numpy as np
 import ray
 
+from finecap_ray.bags.build import read_manifest
 from finecap_ray.bags.stream import read_bags
 from finecap_ray.config import Settings
 from finecap_ray.evaluation.captions import caption_metrics
+from finecap_ray.evaluation.judging import BagReply, Judge
+from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.retrieval import bootstrap_gain_interval, bootstrap_interval
-from finecap_ray.records import Bag
+from finecap_ray.records import Bag, BagImage, Rollout
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.spec import SamplingSpec
 
-HUMAN = "human"  # the first human caption of each image: a ceiling for the scorers' own mistakes
+HUMAN = "human"
 WHOLE = "whole"
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeReply:
-    """Per caption of each system: what it adds to R@1, its rank, and the image that was put first."""
+class _Held:
+    """A held-out bag and the group it is counted in."""
 
-    hits: dict[str, np.ndarray]  # [C] float
-    ranks: dict[str, np.ndarray]  # [C] float
-    best: dict[str, np.ndarray]  # [C] int: row of the most similar image in the bag
+    group: str
+    bag: Bag
 
 
 def evaluate_run(
@@ -44,62 +49,59 @@ def evaluate_run(
     logs: str,
 ) -> dict[str, Any]:
     """Captions every held-out image greedily with every captioner; writes captions.json, bags.json and summary.json into `out`."""
-    groups = {group: read_bags(folder, settings.evaluation.bag_size) for group, folder in bag_sets.items()}
-    bags = [bag for group in groups.values() for bag in group]
-    captions, captions_per_s = _sample(settings, bags, captioners, logs)
-    images = [image for bag in bags for image in bag.images]
+    held = {
+        size: [_Held(group, bag) for group, folder in bag_sets.items() for bag in read_bags(folder, size)]
+        for size in settings.evaluation.bag_sizes
+    }
+    every = [own for one in held.values() for own in one]
+    images = list({image.image_id: image for own in every for image in own.bag.images}.values())
+    rollouts, captions_per_s = _sample(settings, images, captioners, logs)
+    captions = {system: {one.image_id: one.text for one in own} for system, own in rollouts.items()}
     captions[HUMAN] = {image.image_id: image.captions[0] for image in images if image.captions}
     (out / "captions.json").write_text(json.dumps(captions, indent=1, ensure_ascii=False), encoding="utf-8")
 
-    texts = {system: [own.get(image.image_id, "") for image in images] for system, own in captions.items()}
-    sizes = [len(bag.images) for bag in bags]
-    features = np.stack([image.features for image in images])
-    encoded = [image.image for image in images]
-    threads = settings.resources.threads
-    by_judge, by_scorer = ray.get(
-        [_judge.remote(spec, features, encoded, sizes, texts, threads) for spec in (judge, scorer)]
-    )
+    tower = read_manifest(next(iter(bag_sets.values())))["tower"]["digest"]
+    candidates = {system: {key: (text,) for key, text in own.items()} for system, own in captions.items()}
+    candidates[HUMAN] = {image.image_id: image.captions or ("",) for image in images}
+    members = [tuple(image.image_id for image in own.bag.images) for own in every]
+    judges = {"judge": judge, "reward scorer": scorer}
+    replies, digests = _ask(settings, judges, images, tower, candidates, members)
 
-    members = {WHOLE: range(len(bags))}
-    start = 0
-    for group, own in groups.items():
-        members[group] = range(start, start + len(own))
+    results, start = {}, 0
+    for size, own in held.items():
+        rows = range(start, start + len(own))
+        groups = {WHOLE: list(rows)}
+        for row, one in zip(rows, own, strict=True):
+            groups.setdefault(one.group, []).append(row)
+        results[size] = {group: _group(settings, members_of, replies) for group, members_of in groups.items()}
         start += len(own)
-    offsets = np.cumsum([0, *sizes])
-    per_bag = {
-        name: {
-            system: [hits[offsets[bag] : offsets[bag + 1]] for bag in range(len(bags))]
-            for system, hits in reply.hits.items()
-        }
-        for name, reply in {"judge": by_judge, "scorer": by_scorer}.items()
-    }
-    results = {group: _group(settings, [*rows], per_bag) for group, rows in members.items()}
+    headline = results[settings.evaluation.bag_size]
     references = {image.image_id: list(image.captions) for image in images if image.captions}
-    metrics = {
-        system: caption_metrics({key: own[key] for key in references}, references, "coco")
-        for system, own in captions.items()
-        if system != HUMAN
-    }
-    whole = results[WHOLE]
     summary = {
-        "bags": whole["bags"],
+        "bags": headline[WHOLE]["bags"],
         "bag_size": settings.evaluation.bag_size,
-        "recall_at_1": whole["recall_at_1"],
-        "interval": whole["interval"],
-        "groups": results,
-        "caption_metrics": metrics,
+        "recall_at_1": headline[WHOLE]["recall_at_1"],
+        "interval": headline[WHOLE]["interval"],
+        "groups": headline,
+        "bag_sizes": {str(size): own for size, own in results.items()},
+        "caption_metrics": {system: _metrics(own, references) for system, own in rollouts.items()},
         "captions_per_s": captions_per_s,
+        "made_with": {
+            "seed": settings.seed,
+            "tokenisation": "coco",
+            "scorers": {name: {"spec": spec, "digest": digests[name]} for name, spec in judges.items()},
+            "versions": versions(),
+        },
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    (out / "bags.json").write_text(
-        json.dumps(_details(bags, members, offsets, captions, by_judge), indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    details = _details(every, captions, replies["judge"])
+    (out / "bags.json").write_text(json.dumps(details, indent=1, ensure_ascii=False), encoding="utf-8")
     return summary
 
 
-def _group(settings: Settings, rows: list[int], per_bag: dict[str, dict[str, list[np.ndarray]]]) -> dict[str, Any]:
+def _group(settings: Settings, rows: list[int], replies: Mapping[str, BagReply]) -> dict[str, Any]:
     evaluation, seed = settings.evaluation, settings.seed
-    judged = {system: [values[row] for row in rows] for system, values in per_bag["judge"].items()}
+    judged = {system: [hits[row] for row in rows] for system, hits in replies["judge"].hits.items()}
     interval = {
         system: bootstrap_interval(values, evaluation.bootstrap_samples, seed) for system, values in judged.items()
     }
@@ -109,87 +111,82 @@ def _group(settings: Settings, rows: list[int], per_bag: dict[str, dict[str, lis
         "recall_at_1": {system: float(np.concatenate(values).mean()) for system, values in judged.items()},
         "interval": interval,
         "recall_at_1_by_reward_scorer": {
-            system: float(np.concatenate([values[row] for row in rows]).mean())
-            for system, values in per_bag["scorer"].items()
+            system: float(np.concatenate([hits[row] for row in rows]).mean())
+            for system, hits in replies["reward scorer"].hits.items()
         },
     }
 
 
-def _details(
-    bags: list[Bag],
-    members: dict[str, range],
-    offsets: np.ndarray,
-    captions: dict[str, dict[str, str]],
-    judged: JudgeReply,
-) -> list[dict]:
-    group_of = {row: group for group, rows in members.items() if group != WHOLE for row in rows}
-    details = []
-    for row, bag in enumerate(bags):
-        ids = [image.image_id for image in bag.images]
-        details.append(
-            {
-                "bag_id": bag.bag_id,
-                "group": group_of[row],
-                "similarity": bag.similarity,
-                "images": [
-                    {
-                        "image_id": image_id,
-                        "captions": {system: own.get(image_id) for system, own in captions.items()},
-                        "rank": {system: float(ranks[offsets[row] + place]) for system, ranks in judged.ranks.items()},
-                        "best": {system: ids[best[offsets[row] + place]] for system, best in judged.best.items()},
-                    }
-                    for place, image_id in enumerate(ids)
-                ],
-            }
-        )
-    return details
+def _metrics(rollouts: Sequence[Rollout], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    captions = {one.image_id: one.text for one in rollouts if one.image_id in references}
+    ended = sum(one.finish_reason == "stop" for one in rollouts) / len(rollouts)
+    return caption_metrics(captions, references, "coco") | {"ended": ended}
+
+
+def _details(every: Sequence[_Held], captions: dict[str, dict[str, str]], judged: BagReply) -> list[dict]:
+    """What a report shows of each bag."""
+    return [
+        {
+            "bag_id": own.bag.bag_id,
+            "group": own.group,
+            "size": len(own.bag.images),
+            "similarity": own.bag.similarity,
+            "images": [
+                {
+                    "image_id": image.image_id,
+                    "captions": {system: texts.get(image.image_id) for system, texts in captions.items()},
+                    "rank": {system: float(ranks[row][place]) for system, ranks in judged.ranks.items()},
+                    "best": {system: own.bag.images[best[row][place]].image_id for system, best in judged.best.items()},
+                }
+                for place, image in enumerate(own.bag.images)
+            ],
+        }
+        for row, own in enumerate(every)
+    ]
+
+
+def _ask(
+    settings: Settings,
+    judges: Mapping[str, str],
+    images: Sequence[BagImage],
+    tower: str,
+    candidates: Mapping[str, Mapping[str, Sequence[str]]],
+    bags: Sequence[Sequence[str]],
+) -> tuple[dict[str, BagReply], dict[str, str]]:
+    """What each scorer says of every caption in its bag, and the scorers' digests."""
+    ids = [image.image_id for image in images]
+    features = np.stack([image.features for image in images])
+    actors = {name: Judge.remote(spec, settings.resources.threads) for name, spec in judges.items()}
+    try:
+        facts = dict(zip(actors, ray.get([actor.facts.remote() for actor in actors.values()]), strict=True))
+        replies = {}
+        for name, actor in actors.items():
+            own_tower = facts[name].tower_digest == tower
+            actor.show.remote(
+                ids, None if own_tower else [one.image for one in images], features if own_tower else None
+            )
+            replies[name] = actor.judge_bags.remote(candidates, bags)
+        found = dict(zip(replies, ray.get(list(replies.values())), strict=True))
+    finally:
+        for actor in actors.values():
+            ray.kill(actor)
+    return found, {name: own.digest for name, own in facts.items()}
 
 
 def _sample(
-    settings: Settings, bags: list[Bag], captioners: dict[str, str], logs: str
-) -> tuple[dict[str, dict[str, str]], float]:
+    settings: Settings, images: Sequence[BagImage], captioners: dict[str, str], logs: str
+) -> tuple[dict[str, list[Rollout]], float]:
     """Greedy captions of every image by every captioner, and captions per second of the last one (the engine is warm by then)."""
-    images = [image for bag in bags for image in bag.images]
     ids, features = [image.image_id for image in images], np.stack([image.features for image in images])
     spec = SamplingSpec(captions_per_image=1, max_tokens=settings.captioner.max_tokens, temperature=0.0)
     pool = SamplerPool(next(iter(captioners.values())), settings.resources, logs)
-    captions = {}
+    rollouts = {}
     try:
         pool.wait_until_ready()
         for version, (system, captioner) in enumerate(captioners.items()):
             pool.publish_captioner(version, captioner)
             pool.sync(version)
-            rollouts, seconds = pool.timed_sample(version, ids, features, spec)
-            captions[system] = {rollout.image_id: rollout.text for rollout in rollouts}
+            rollouts[system], seconds = pool.timed_sample(version, ids, features, spec)
     finally:
         pool.close()
-    return captions, len(ids) / seconds
-
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _judge(
-    spec: str, features: np.ndarray, images: list[bytes], sizes: list[int], texts: dict[str, list[str]], threads: int
-) -> JudgeReply:
-    """Every caption against the images of its own bag."""
-    import torch
-
-    from finecap_ray.evaluation.retrieval import recall_per_caption
-    from finecap_ray.rewards.self_retrieval import bag_scope, retrieval_rank
-    from finecap_ray.scorers.scorer import load_scorer
-
-    torch.set_num_threads(threads)
-    scorer = load_scorer(spec)
-    if scorer.tower_digest:
-        embedded = scorer.project_features(torch.from_numpy(features.astype(np.float32)))
-    else:
-        embedded = torch.cat([scorer.embed_images(images[start : start + 64]) for start in range(0, len(images), 64)])
-    bag = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    target, scope = torch.arange(len(embedded)), bag_scope(bag, bag)
-    hits, ranks, best = {}, {}, {}
-    start = torch.cumsum(torch.tensor([0, *sizes[:-1]]), 0)[bag]
-    for system, own in texts.items():
-        text = scorer.embed_texts(own)
-        hits[system] = recall_per_caption(text, embedded, target, scope).numpy()
-        ranks[system] = retrieval_rank(text, embedded, target, scope).numpy()
-        best[system] = ((text @ embedded.T).masked_fill(~scope, -torch.inf).argmax(dim=1) - start).numpy()
-    return JudgeReply(hits, ranks, best)
+    return rollouts, len(ids) / seconds

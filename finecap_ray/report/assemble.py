@@ -1,4 +1,4 @@
-"""The report of a run from the files in its folder: evaluation, bags, metrics, settings. Needs no Ray that runs."""
+"""The report of a run, or of several side by side, from the files in their folders. Needs no Ray that runs."""
 
 from __future__ import annotations
 
@@ -10,105 +10,94 @@ from typing import Any
 from finecap_ray.bags.stream import read_bags
 from finecap_ray.config import Settings, dump_settings, load_settings
 from finecap_ray.errors import DataError
-from finecap_ray.report.contact_sheet import AFTER, BEFORE
-from finecap_ray.report.page import ReportBag, ReportImage, write_report
+from finecap_ray.report.choose import choose_bags
+from finecap_ray.report.merge import merge_details
+from finecap_ray.report.page import ReportBag, ReportImage, ReportRun, System, write_report
+from finecap_ray.report.settings_diff import settings_diff
 from finecap_ray.training.metrics_file import read_metrics
 
-REPORT_FILE, SUMMARY_FILE, CONFIG_FILE = "report.html", "summary.json", "config.yaml"
+REPORT_FILE, COMPARISON_FILE, SUMMARY_FILE, CONFIG_FILE = "report.html", "compare.html", "summary.json", "config.yaml"
 
 
-def rebuild_report(run_dir: str | Path) -> Path:
-    """Writes the report of a finished run again. Raises DataError, naming what is missing, when it isn't finished."""
-    run_dir = Path(run_dir)
-    absent = [name for name in (CONFIG_FILE, SUMMARY_FILE) if not (run_dir / name).is_file()]
-    if absent:
-        raise DataError(f"{run_dir} has no {' and no '.join(absent)}: `finecap demo` and `finecap evaluate` write both")
-    settings = load_settings(run_dir / CONFIG_FILE)
-    return assemble_report(run_dir, settings, json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8")))
+def rebuild_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Writes the report of a finished run again or, of several, one that compares them: into the first one's folder, or `out`.
+
+    Raises DataError, naming what is missing, when one isn't finished.
+    """
+    folders = [Path(run_dir) for run_dir in run_dirs]
+    for folder in folders:
+        absent = [name for name in (CONFIG_FILE, SUMMARY_FILE) if not (folder / name).is_file()]
+        if absent:
+            raise DataError(
+                f"{folder} has no {' and no '.join(absent)}: `finecap demo` and `finecap evaluate` write both"
+            )
+    settings = [load_settings(folder / CONFIG_FILE) for folder in folders]
+    summaries = [json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8")) for folder in folders]
+    path = Path(out) if out else folders[0] / (REPORT_FILE if len(folders) == 1 else COMPARISON_FILE)
+    return _write(path, folders, settings, summaries)
 
 
 def assemble_report(run_dir: Path, settings: Settings, summary: Mapping[str, Any]) -> Path:
     """Writes report.html. `summary` is that of the evaluation, with seconds (stage -> seconds)."""
-    details = json.loads((run_dir / "evaluation" / "bags.json").read_text(encoding="utf-8"))
-    path = run_dir / REPORT_FILE
+    return _write(run_dir / REPORT_FILE, [run_dir], [settings], [summary])
+
+
+def _write(
+    path: Path, folders: Sequence[Path], settings: Sequence[Settings], summaries: Sequence[Mapping[str, Any]]
+) -> Path:
+    names = run_names(folders, settings)
+    details = [json.loads((folder / "evaluation" / "bags.json").read_text(encoding="utf-8")) for folder in folders]
+    merged = merge_details(details, names)
+    chosen = choose_bags(merged.bags, settings[0].evaluation.report_bags, merged.before, merged.after)
+    notes = list(merged.notes)
+    if len(chosen) < len(merged.bags):
+        notes.append(f"{len(chosen)} of {len(merged.bags)} bags, as many of each outcome (evaluation.report_bags).")
     write_report(
         path,
-        title=settings.name,
-        summary=summary,
-        settings_yaml=dump_settings(settings),
-        metrics=read_metrics(run_dir / "rl" / "metrics.jsonl"),
-        bags=_with_images(choose_bags(details, settings.evaluation.report_bags), run_dir, settings),
+        title=" and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}",
+        runs=[
+            ReportRun(
+                name, summary, dump_settings(own), settings_diff(own), read_metrics(folder / "rl" / "metrics.jsonl")
+            )
+            for name, summary, own, folder in zip(names, summaries, settings, folders, strict=True)
+        ],
+        systems=[System(key, label) for key, label in merged.systems],
+        before=merged.before,
+        after=merged.after,
+        bags=_with_images(chosen, folders[0], settings[0]),
+        notes=notes,
     )
     return path
 
 
-def choose_bags(details: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """`count` bags, as many of each group, and in it of those that gained, stayed and lost by training; evenly spaced in each.
-
-    The number of images that were found, after minus before, tells the three apart and orders the result within a group.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for bag in details:
-        groups.setdefault(bag["group"], []).append(bag)
-    chosen = []
-    for bags, share in zip(groups.values(), _shares([len(bags) for bags in groups.values()], count), strict=True):
-        ranked = sorted(bags, key=lambda bag: (-_gain(bag), bag["bag_id"]))
-        kinds = [
-            [bag for bag in ranked if _gain(bag) > 0],
-            [bag for bag in ranked if _gain(bag) < 0],
-            [bag for bag in ranked if _gain(bag) == 0],
-        ]
-        picks = [
-            _spaced(kind, part) for kind, part in zip(kinds, _shares([len(kind) for kind in kinds], share), strict=True)
-        ]
-        chosen += sorted((bag for kind in picks for bag in kind), key=lambda bag: (-_gain(bag), bag["bag_id"]))
-    return chosen
-
-
-def _gain(bag: Mapping[str, Any]) -> int:
-    return sum((image["rank"][AFTER] == 1) - (image["rank"][BEFORE] == 1) for image in bag["images"])
-
-
-def _shares(sizes: Sequence[int], count: int) -> list[int]:
-    """`count` handed out one by one in turn, to those that have room."""
-    shares = [0] * len(sizes)
-    while sum(shares) < min(count, sum(sizes)):
-        for place, size in enumerate(sizes):
-            if shares[place] < size and sum(shares) < count:
-                shares[place] += 1
-    return shares
-
-
-def _spaced(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items, the first one and then at equal distances."""
-    return [items[place * len(items) // count] for place in range(count)]
+def run_names(folders: Sequence[Path], settings: Sequence[Settings]) -> list[str]:
+    """The names of the runs; where two are equal, their folders' with it."""
+    names = [own.name for own in settings]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({folder.resolve().name})" for name, folder in zip(names, folders, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} {place}" for place, name in enumerate(names, start=1)]
 
 
 def _with_images(chosen: Sequence[dict[str, Any]], run_dir: Path, settings: Settings) -> list[ReportBag]:
     groups = settings.evaluation.groups
+    wanted = {(bag["group"], len(bag["images"])) for bag in chosen if bag["group"] in groups}
     images = {
-        group: {
+        (group, size): {
             bag.bag_id: {image.image_id: image.image for image in bag.images}
-            for bag in read_bags(run_dir / "bags" / groups[group], settings.evaluation.bag_size)
+            for bag in read_bags(run_dir / "bags" / groups[group], size)
         }
-        for group in {bag["group"] for bag in chosen if bag["group"] in groups}
+        for group, size in wanted
     }
     report = []
     for bag in chosen:
-        own = images.get(bag["group"], {}).get(bag["bag_id"], {})
+        own = images.get((bag["group"], len(bag["images"])), {}).get(bag["bag_id"], {})
         if any(image["image_id"] not in own for image in bag["images"]):
             raise DataError(
                 f"bag {bag['bag_id']} of the evaluation isn't among the bags of group {bag['group']} in {run_dir}: "
                 "run `finecap evaluate` again"
             )
-        report.append(
-            ReportBag(
-                bag["bag_id"],
-                bag["similarity"],
-                bag["group"],
-                tuple(_report_image(image, own[image["image_id"]]) for image in bag["images"]),
-            )
-        )
+        cells = tuple(_report_image(image, own[image["image_id"]]) for image in bag["images"])
+        report.append(ReportBag(bag["bag_id"], bag["similarity"], bag["group"], cells))
     return report
 
 

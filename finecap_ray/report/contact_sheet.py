@@ -1,24 +1,29 @@
-"""Bags of look-alikes laid out for reading: each image with its captions before and after, and what became of it."""
+"""Bags of look-alikes laid out for reading: each image with the captions of every system, and what became of it."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finecap_ray.errors import DataError
+from finecap_ray.report.thumbnails import data_uri
 
-BEFORE, AFTER = "mle", "rl"
-SYSTEMS = {BEFORE: "before", AFTER: "after", "human": "human"}  # name in the records -> name on the page
-_SIGNATURES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Whose captions are shown: a captioner of a run, or people."""
+
+    key: str  # in the records: mle, rl, human; with the run's place before it where there are several (0/rl)
+    label: str  # on the page: before, after, human; with the run's name before it where there are several
 
 
 @dataclass(frozen=True, slots=True)
 class ReportImage:
     image_id: str
     image: bytes  # encoded JPEG, PNG, GIF or WebP
-    captions: Mapping[str, str]  # system (mle, rl, perhaps human) -> caption
-    rank: Mapping[str, float]  # system -> rank of the image by that caption, 1 is first, ties shared
+    captions: Mapping[str, str]  # system -> caption
+    rank: Mapping[
+        str, float
+    ]  # system -> rank of the image by that caption, 1 is first, ties shared; absent: not judged
     competitor: Mapping[str, str | None]  # system -> id of the image that was found instead, None where it was first
 
 
@@ -32,17 +37,18 @@ class ReportBag:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What training did to an image; sign and word say it without the colour."""
+    """What became of an image from one system to another; sign and word say it without the colour."""
 
     name: str
     sign: str
     meaning: str
 
 
-WON = Outcome("won", "▲", "found after training only")
+WON = Outcome("won", "▲", "found after, not before")
 KEPT = Outcome("kept", "✓", "found before and after")
-REGRESSED = Outcome("regressed", "▼", "found before training only")
+REGRESSED = Outcome("regressed", "▼", "found before, not after")
 LOST = Outcome("lost", "✕", "found neither before nor after")
+UNKNOWN = Outcome("unknown", "·", "not judged in this bag")
 OUTCOMES = (WON, KEPT, REGRESSED, LOST)
 
 
@@ -50,10 +56,11 @@ OUTCOMES = (WON, KEPT, REGRESSED, LOST)
 class Line:
     """One caption of an image."""
 
-    system: str
+    system: str  # label
     caption: str
     verdict: str  # "rank 2 of 5, found image 3"
     found: bool
+    competitor: int | None  # number of the image that was found instead, where it is in the bag
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class Cell:
     image_id: str
     source: str  # data URI
     outcome: Outcome
+    found: str  # a sign per system, in their order: 1 found, 0 not, - not judged; the page's filters read it
     lines: tuple[Line, ...]
 
 
@@ -75,25 +83,21 @@ class Sheet:
     found_after: int
 
 
-def contact_sheet(bag: ReportBag) -> Sheet:
-    """A bag as it is shown. Raises DataError for an image format that browsers don't show."""
-    numbers = {image.image_id: number for number, image in enumerate(bag.images, start=1)}
+def contact_sheet(bag: ReportBag, systems: Sequence[System], before: str, after: str) -> Sheet:
+    """A bag as it is shown; `before` and `after` are the keys of the systems that outcomes compare.
+
+    Raises DataError for an image format that browsers don't show.
+    """
+    sources = {image.image_id: data_uri(image.image, image.image_id) for image in bag.images}
+    numbers = {image_id: number for number, image_id in enumerate(sources, start=1)}
     cells = tuple(
         Cell(
             number=numbers[image.image_id],
             image_id=image.image_id,
-            source=data_uri(image.image, image.image_id),
-            outcome=outcome(image),
-            lines=tuple(
-                Line(
-                    label,
-                    image.captions[system],
-                    _verdict(image.rank[system], image.competitor[system], numbers),
-                    _found(image, system),
-                )
-                for system, label in SYSTEMS.items()
-                if image.captions.get(system) is not None
-            ),
+            source=sources[image.image_id],
+            outcome=outcome(image, before, after),
+            found="".join("-" if (own := found(image, system.key)) is None else str(int(own)) for system in systems),
+            lines=tuple(_line(image, system, numbers) for system in systems if system.key in image.captions),
         )
         for image in bag.images
     )
@@ -102,8 +106,8 @@ def contact_sheet(bag: ReportBag) -> Sheet:
         similarity=bag.similarity,
         group=bag.group,
         cells=cells,
-        found_before=sum(_found(image, BEFORE) for image in bag.images),
-        found_after=sum(_found(image, AFTER) for image in bag.images),
+        found_before=sum(bool(found(image, before)) for image in bag.images),
+        found_after=sum(bool(found(image, after)) for image in bag.images),
     )
 
 
@@ -112,8 +116,10 @@ def count_outcomes(sheets: Sequence[Sheet]) -> dict[Outcome, int]:
     return {outcome: sum(cell.outcome is outcome for cell in cells) for outcome in OUTCOMES}
 
 
-def outcome(image: ReportImage) -> Outcome:
-    match _found(image, BEFORE), _found(image, AFTER):
+def outcome(image: ReportImage, before: str, after: str) -> Outcome:
+    match found(image, before), found(image, after):
+        case (None, _) | (_, None):
+            return UNKNOWN
         case (False, True):
             return WON
         case (True, True):
@@ -124,19 +130,25 @@ def outcome(image: ReportImage) -> Outcome:
             return LOST
 
 
-def data_uri(image: bytes, image_id: str) -> str:
-    for signature, kind in _SIGNATURES.items():
-        if image.startswith(signature):
-            return f"data:{kind};base64,{base64.b64encode(image).decode('ascii')}"
-    raise DataError(f"image {image_id} begins with {image[:4]!r}: a report shows JPEG, PNG, GIF and WebP")
+def found(image: ReportImage, system: str) -> bool | None:
+    """First and alone there: a shared first place has an expected rank above 1. None where the system wasn't judged."""
+    return image.rank[system] == 1 if system in image.rank else None
 
 
-def _found(image: ReportImage, system: str) -> bool:
-    """First and alone there: a shared first place has an expected rank above 1."""
-    return image.rank[system] == 1
+def _line(image: ReportImage, system: System, numbers: Mapping[str, int]) -> Line:
+    rank, competitor = image.rank.get(system.key), image.competitor.get(system.key)
+    return Line(
+        system=system.label,
+        caption=image.captions[system.key],
+        verdict=_verdict(rank, competitor, numbers),
+        found=rank == 1,
+        competitor=None if rank == 1 or competitor is None else numbers.get(competitor),
+    )
 
 
-def _verdict(rank: float, competitor: str | None, numbers: Mapping[str, int]) -> str:
+def _verdict(rank: float | None, competitor: str | None, numbers: Mapping[str, int]) -> str:
+    if rank is None:
+        return "not judged in this bag"
     place = f"rank {rank:g} of {len(numbers)}"
     if rank == 1:
         return place

@@ -40,7 +40,7 @@ def retrieval_rank(
     scope: Bool[Tensor, "C N"],
 ) -> Float[Tensor, " C"]:
     """Expected rank of the own image, from 1, when ties are broken by chance: 1 + better + (tied others) / 2."""
-    better, tied = _better_and_tied(text, images, target, scope)
+    better, tied = better_and_tied(text, images, target, scope)
     return 1 + better + (tied - 1) / 2
 
 
@@ -51,7 +51,7 @@ def self_retrieval_accuracy(
     scope: Bool[Tensor, "C N"],
 ) -> Float[Tensor, " C"]:
     """Probability that the own image comes first, ties broken by chance: 1 / n in a tie of n at the top, else 0."""
-    better, tied = _better_and_tied(text, images, target, scope)
+    better, tied = better_and_tied(text, images, target, scope)
     return torch.where(better == 0, 1 / tied, 0.0)
 
 
@@ -60,7 +60,7 @@ def bag_scope(bag_of_caption: Int[Tensor, " C"], bag_of_image: Int[Tensor, " N"]
     return bag_of_caption[:, None] == bag_of_image[None, :]
 
 
-def _better_and_tied(
+def better_and_tied(
     text: Float[Tensor, "C D"],
     images: Float[Tensor, "N D"],
     target: Int[Tensor, " C"],

@@ -1,6 +1,6 @@
 """COCO captions JSON, and the split file of Karpathy & Fei-Fei (CVPR 2015), with the images in a folder.
 
-    COCO        {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
+    COCO        {"images": [{"id", "file_name", "coco_url"}], "annotations": [{"image_id", "caption"}]}
     Karpathy    {"images": [{"filename", "filepath", "split", "sentences": [{"raw"}], "cocoid" or "imgid"}]}
 
 The id of an image is its COCO id, as text. Karpathy's splits are kept (train, restval, val, test).
@@ -52,7 +52,13 @@ def _coco(entries: list[dict[str, Any]], annotations: list[Any], split: str) -> 
         if isinstance(annotation, dict):
             captions[str(annotation.get("image_id"))].append(annotation.get("caption"))
     return [
-        _item(str(entry.get("id", f"images[{number}]")), entry.get("file_name"), captions[str(entry.get("id"))], split)
+        _item(
+            str(entry.get("id", f"images[{number}]")),
+            entry.get("file_name"),
+            captions[str(entry.get("id"))],
+            split,
+            entry,
+        )
         for number, entry in enumerate(entries)
     ]
 
@@ -64,9 +70,18 @@ def _karpathy(number: int, entry: dict[str, Any], split: str) -> dict[str, Any]:
     sentences = entry.get("sentences")
     captions = [s.get("raw") if isinstance(s, dict) else s for s in sentences] if isinstance(sentences, list) else []
     own_split = entry.get("split")
-    return _item(str(image_id), file, captions, own_split if isinstance(own_split, str) else split)
+    return _item(str(image_id), file, captions, own_split if isinstance(own_split, str) else split, entry)
 
 
-def _item(image_id: str, file: Any, captions: list[Any], split: str) -> dict[str, Any]:
+def _item(image_id: str, file: Any, captions: list[Any], split: str, entry: dict[str, Any]) -> dict[str, Any]:
     problem = None if isinstance(file, str) and file else NO_FILE_NAME
-    return {"image_id": image_id, "file": file, "captions": captions, "text": None, "split": split, "problem": problem}
+    urls = [entry[name] for name in ("coco_url", "url", "flickr_url") if isinstance(entry.get(name), str)]
+    return {
+        "image_id": image_id,
+        "file": file,
+        "captions": captions,
+        "text": None,
+        "split": split,
+        "problem": problem,
+        "url": urls[0] if urls else None,
+    }

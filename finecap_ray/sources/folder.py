@@ -68,7 +68,7 @@ def read_image_files(task: dict[str, Any]) -> Iterator[Found]:
         image, problem = b"", item.get("problem")
         if problem is None:
             image, problem = _image(filesystem, root, item["file"])
-        yield Found(item["image_id"], item["split"], tuple(captions), image, problem)
+        yield Found(item["image_id"], item["split"], tuple(captions), image, problem, item.get("url"))
 
 
 def _image(filesystem: fs.FileSystem, root: str, name: str) -> tuple[bytes, str | None]:

@@ -16,6 +16,7 @@ class Found:
     captions: tuple[Any, ...] = ()  # as they stand in the source: may be empty, or not text
     image: bytes = b""
     problem: str | None = None  # why there is no image
+    url: str | None = None  # where it can be had from, should the user ask for that
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -31,8 +31,10 @@ from finecap_ray.sources.examples import MANIFEST_FILE
 from finecap_ray.sources.files import kind_of, list_files, locate
 from finecap_ray.sources.folder import folder_source
 from finecap_ray.sources.found import Found, Source
+from finecap_ray.sources.hf_datasets import hf_datasets_source, is_hf_dataset
 from finecap_ray.sources.images import BadImageError, usable_image
 from finecap_ray.sources.parquet import parquet_source
+from finecap_ray.sources.urls import NOT_FETCHED, Fetching, fetch
 from finecap_ray.sources.webdataset import SHARD_SUFFIXES, webdataset_source
 
 DUPLICATE_ID, DUPLICATE_IMAGE = "duplicate image id", "duplicate image"
@@ -40,6 +42,8 @@ TASKS_AT_MOST = 1000  # Ray tasks; one does several of a large source's own
 ROWS_PER_BLOCK, BYTES_PER_BLOCK = 64, 16 * 2**20
 ROWS_PER_FILE, ROWS_PER_GROUP = 1000, 100
 LISTED = 10  # images that a message names
+
+Check = Callable[[Found], dict[str, Any]]  # -> a row of CHECKED_SCHEMA, but for its number
 
 CHECKED_SCHEMA = pa.schema(
     [
@@ -79,12 +83,13 @@ def import_examples(
     jpeg_quality: int,
     split: str,
     max_bad_fraction: float,
+    fetching: Fetching | None = None,
     images: str | None = None,
 ) -> ImportReport:
     """Imports `source` into the new folder `out` (paths or URIs). Ray must be running.
 
-    format: "folder", "coco", "parquet", "webdataset", or "auto" to tell by the look of `source`;
-    `images`: image root of a COCO file;
+    format: "folder", "coco", "parquet", "hf_datasets", "webdataset", or "auto" to tell by the look of `source`;
+    `images`: image root of a COCO file; `fetching`: how images that are named by URL alone are fetched, None for never;
     `split`: of images whose source gives none; `longest_side` (pixels) and `jpeg_quality`: see `usable_image`.
     Raises DataError when `source` isn't there or can't be read, `out` is there, or more than `max_bad_fraction` of the
     images can't be used (duplicates aren't bad).
@@ -102,14 +107,16 @@ def import_examples(
         plan = coco_source(source, split, images)
     elif format == "parquet":
         plan = parquet_source(source, split)
+    elif format == "hf_datasets":
+        plan = hf_datasets_source(source, split)
     elif format == "webdataset":
         plan = webdataset_source(source, split)
     else:
-        raise DataError(f"no format {format!r}: formats are folder, coco, parquet, webdataset and auto")
+        raise DataError(f"no format {format!r}: formats are folder, coco, parquet, hf_datasets, webdataset and auto")
 
     if not plan.tasks:
         raise DataError(f"{source} has no rows")
-    checked = _checked(plan, longest_side, jpeg_quality)
+    checked = _checked(plan, partial(_check, longest_side=longest_side, jpeg_quality=jpeg_quality, fetching=fetching))
     index = _index(checked)
     reasons = _reasons(index)
     report = _report(source, format, index, reasons)
@@ -121,6 +128,8 @@ def import_examples(
 
 def _told_by_look(source: str) -> str:
     folder = kind_of(source) == fs.FileType.Directory
+    if folder and is_hf_dataset(source):
+        return "hf_datasets"
     names = list_files(source) if folder else [source]
     if any(name.endswith(".parquet") for name in names):
         return "parquet"
@@ -133,21 +142,20 @@ def _told_by_look(source: str) -> str:
     raise DataError(f"{source} is neither a folder nor a .json, .parquet or .tar file: name its format")
 
 
-def _checked(plan: Source, longest_side: int | None, jpeg_quality: int) -> Dataset:
+def _checked(plan: Source, check: Check) -> Dataset:
     """One row of CHECKED_SCHEMA for each image found, usable or not."""
     tasks = [{"number": number, "task": json.dumps(task)} for number, task in enumerate(plan.tasks)]
-    blocks = min(len(tasks), TASKS_AT_MOST)
-    check = partial(_check_task, read=plan.read, longest_side=longest_side, jpeg_quality=jpeg_quality)
-    dataset = ray.data.from_items(tasks, override_num_blocks=blocks)
+    dataset = ray.data.from_items(tasks, override_num_blocks=min(len(tasks), TASKS_AT_MOST))
     dataset.context.execution_options.preserve_order = True
-    return dataset.map_batches(check, batch_size=1, batch_format="pyarrow").materialize()
+    check_task = partial(_check_task, read=plan.read, check=check)
+    return dataset.map_batches(check_task, batch_size=1, batch_format="pyarrow").materialize()
 
 
-def _check_task(batch: pa.Table, read: Any, longest_side: int | None, jpeg_quality: int) -> Iterator[pa.Table]:
+def _check_task(batch: pa.Table, read: Any, check: Check) -> Iterator[pa.Table]:
     for row in batch.to_pylist():
         rows, size = [], 0
         for place, found in enumerate(read(json.loads(row["task"]))):
-            rows.append(_check(found, longest_side, jpeg_quality) | {"number": (row["number"] << 32) + place})
+            rows.append(check(found) | {"number": (row["number"] << 32) + place})
             size += len(rows[-1]["image"])
             if len(rows) == ROWS_PER_BLOCK or size > BYTES_PER_BLOCK:
                 yield pa.Table.from_pylist(rows, schema=CHECKED_SCHEMA)
@@ -155,11 +163,13 @@ def _check_task(batch: pa.Table, read: Any, longest_side: int | None, jpeg_quali
         yield pa.Table.from_pylist(rows, schema=CHECKED_SCHEMA)
 
 
-def _check(found: Found, longest_side: int | None, jpeg_quality: int) -> dict[str, Any]:
-    image, reencoded, problem = b"", False, found.problem
+def _check(found: Found, longest_side: int | None, jpeg_quality: int, fetching: Fetching | None) -> dict[str, Any]:
+    source, image, reencoded, problem = found.image, b"", False, found.problem
+    if found.url and not source:
+        source, problem = fetch(found.url, fetching) if fetching else (b"", NOT_FETCHED)
     if problem is None:
         try:
-            image, reencoded = usable_image(found.image, longest_side, jpeg_quality)
+            image, reencoded = usable_image(source, longest_side, jpeg_quality)
         except BadImageError as error:
             problem = str(error)
     texts = [" ".join(_utf8(caption).split()) for caption in found.captions if isinstance(caption, str)]
@@ -168,7 +178,7 @@ def _check(found: Found, longest_side: int | None, jpeg_quality: int) -> dict[st
         "image": image,
         "captions": [text for text in texts if text],
         "split": _utf8(found.split),
-        "digest": hashlib.sha256(found.image).digest(),
+        "digest": hashlib.sha256(source).digest(),
         "problem": problem,
         "reencoded": reencoded,
         "empty_captions": sum(not text for text in texts),

@@ -1,4 +1,4 @@
-"""Parquet with the columns image_id and image, and captions and split where they are there.
+"""Parquet with the columns image_id and image (or url), and captions and split where they are there.
 
 `image` is binary, or a struct with `bytes` as Hugging Face datasets write it; `captions` is a list of strings, or one.
 """
@@ -15,7 +15,7 @@ from finecap_ray.errors import DataError
 from finecap_ray.sources.files import list_files, locate
 from finecap_ray.sources.found import Found, Source
 
-COLUMNS = ("image_id", "image", "captions", "split")
+COLUMNS = ("image_id", "image", "captions", "split", "url")
 ROWS_AT_A_TIME = 32
 
 
@@ -61,7 +61,7 @@ def read_row_group(task: dict[str, Any]) -> Iterator[Found]:
 
 
 def _found(row: dict[str, Any], split: str, place: str) -> Found:
-    image, captions = row["image"], row.get("captions")
+    image, captions = row.get("image"), row.get("captions")
     if isinstance(image, dict):
         image = image["bytes"]
     if captions is None:
@@ -75,15 +75,16 @@ def _found(row: dict[str, Any], split: str, place: str) -> Found:
         captions=(captions,) if isinstance(captions, str) else tuple(captions),
         image=image or b"",
         problem=problem,
+        url=row.get("url"),
     )
 
 
 def _check_columns(file: str, schema: pa.Schema) -> None:
-    absent = [name for name in ("image_id", "image") if name not in schema.names]
-    if absent:
-        raise DataError(f"{file} has no column {' or '.join(absent)}: found {', '.join(schema.names)}")
+    if "image_id" not in schema.names or not {"image", "url"} & set(schema.names):
+        absent = "image_id" if "image_id" not in schema.names else "image, nor url"
+        raise DataError(f"{file} has no column {absent}: found {', '.join(schema.names)}")
     kinds = {name: schema.field(name).type for name in COLUMNS if name in schema.names}
-    image, captions, split = kinds["image"], kinds.get("captions"), kinds.get("split")
+    image, captions = kinds.get("image", pa.binary()), kinds.get("captions")
     if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
         image = image.field("bytes").type
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
@@ -93,7 +94,7 @@ def _check_columns(file: str, schema: pa.Schema) -> None:
         if captions is not None and (pa.types.is_list(captions) or pa.types.is_large_list(captions))
         else captions
     )
-    for name, kind in (("captions", texts), ("split", split)):
+    for name, kind in (("captions", texts), ("split", kinds.get("split")), ("url", kinds.get("url"))):
         if kind is not None and not (
             pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
         ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finecap_ray.bags.curriculum import bags_per_step, step_plan
+from finecap_ray.bags.curriculum import bags_per_step, band_rows, step_sizes
 from finecap_ray.config import MleSettings, RlSettings
 from finecap_ray.errors import ConfigError
 
@@ -44,8 +44,9 @@ def rl_arithmetic(rl: RlSettings, bag_counts: Mapping[int, int]) -> list[StageAr
         most = -(-bags // rl.num_workers)
         fewest, steps = bags // rl.num_workers, None
         if size in bag_counts:
-            plan = step_plan(bag_counts[size], size, rl.images_per_step, rl.num_workers, seed=0, epoch=0)
-            fewest, steps = min(len(share) for step in plan for share in step), len(plan)
+            own = len(band_rows(bag_counts[size], stage.band))
+            sizes = step_sizes(own, size, rl.images_per_step, rl.num_workers)
+            fewest, steps = min(sizes.full, sizes.last) // rl.num_workers, sizes.count
         if fewest * size * rl.captions_per_image < micro_batches:
             raise ConfigError(
                 f"a worker's smallest share of a step is {fewest} bags x {size} images x {rl.captions_per_image} captions = "

@@ -12,7 +12,9 @@ import ray.train
 import torch
 
 from finecap_ray.bags.build import check_scorer, read_manifest
-from finecap_ray.bags.stream import RunStep, plan_run, stream_bags
+from finecap_ray.bags.history import plan_from
+from finecap_ray.bags.plan import RunPlan
+from finecap_ray.bags.stream import stream_bags
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError
 from finecap_ray.records import Bag
@@ -33,7 +35,7 @@ class RlJob:
     captioner: str  # folder of the start
     bags: str  # folder of the bag set of the training split
     run_dir: str
-    steps: list[RunStep]
+    steps: RunPlan
     resume_from: str | None
     samplers: SamplerPool
     rewards: RewardPool
@@ -47,13 +49,14 @@ def train_rl(
     A checkpoint in `<run_dir>/checkpoints` is gone on from. Raises MismatchError when scorer, bags and captioner don't fit.
     """
     manifest = read_manifest(bags)
-    steps = plan_run(manifest, settings.rl, settings.seed)
+    checkpoint = _last_checkpoint(Path(run_dir))
+    steps = plan_from(run_dir, manifest, settings.rl, settings.seed, _step(checkpoint))
     samplers = SamplerPool(captioner, settings.resources, logs=f"{run_dir}/logs")
     rewards = RewardPool(scorer, settings.rl.reward, references, settings.resources)
     try:
         check_scorer(manifest, rewards.digest())
         samplers.wait_until_ready()
-        job = RlJob(settings, captioner, bags, run_dir, steps, _last_checkpoint(Path(run_dir)), samplers, rewards)
+        job = RlJob(settings, captioner, bags, run_dir, steps, checkpoint, samplers, rewards)
         run_workers(_worker, {"job": job}, settings.rl.num_workers, settings.resources, f"{run_dir}/logs")
     finally:
         samplers.close()
@@ -77,7 +80,7 @@ def _worker(config: dict[str, Any]) -> None:
     arguments = grpo_arguments(
         settings.rl,
         str(run_dir / "checkpoints"),
-        len(job.steps),
+        job.steps.total_steps,
         settings.captioner.max_tokens,
         settings.resources.use_gpu,
         settings.seed,
@@ -87,7 +90,7 @@ def _worker(config: dict[str, Any]) -> None:
         processor,
         arguments,
         settings.rl,
-        bags=lambda step: stream_bags(job.bags, job.steps[step:], rank),
+        bags=lambda step: stream_bags(job.bags, job.steps.from_step(step), rank),
         rollout=Rollouts(job),
         estimator=estimator(settings.rl.advantage),
         callbacks=[MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard")],
@@ -155,4 +158,8 @@ def estimator(name: str):
 
 def _last_checkpoint(run_dir: Path) -> str | None:
     found = [path for path in (run_dir / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
+    return str(max(found, key=_step)) if found else None
+
+
+def _step(checkpoint: str | Path | None) -> int:
+    return 0 if checkpoint is None else int(Path(checkpoint).name.rsplit("-", 1)[1])

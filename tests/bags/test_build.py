@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from finecap_ray.bags.build import bag_count, build_bags, check_scorer, read_manifest
+from finecap_ray.bags.build import build_bags, check_scorer, read_manifest, shelves
 from finecap_ray.bags.stream import read_bags
 from finecap_ray.config import BagSettings
 from finecap_ray.errors import DataError, MismatchError
@@ -30,7 +30,7 @@ def test_a_bag_row_is_self_contained(bag_folder, bag_source):
 
 
 def test_the_files_have_the_schema_of_the_records(bag_folder):
-    file = pq.ParquetFile(bag_folder / "size=2" / "part-0.parquet")
+    file = pq.ParquetFile(bag_folder / "size=2" / "part-00000.parquet")
     assert file.schema_arrow.equals(BAG_SCHEMA)
     assert file.num_row_groups == -(-file.metadata.num_rows // 4)  # 4 bags per row group
 
@@ -41,17 +41,55 @@ def test_the_manifest_accounts_for_every_image(bag_folder, bag_source):
     assert manifest["scorer"] == bag_source.scorer and manifest["tower"] == bag_source.tower
     for size in (2, 3):
         facts = manifest["sizes"][str(size)]
-        assert facts["bags"] == bag_count(manifest, size) == len(read_bags(bag_folder, size))
+        assert facts["bags"] == shelves(manifest)[size].bags == len(read_bags(bag_folder, size))
         assert facts["images"] == size * facts["bags"]  # disjoint bags
         assert facts["images"] + facts["leftover"] == 60
         assert facts["mean_similarity"] > facts["mean_similarity_of_random_bags"]
 
 
-def test_a_size_that_was_not_built_is_an_error_that_names_those_that_were(bag_folder):
-    with pytest.raises(MismatchError, match="bags of 2, 3, not of 5"):
-        bag_count(read_manifest(bag_folder), 5)
+def test_a_size_that_was_not_built_is_an_error(bag_folder):
     with pytest.raises(DataError, match="no bags of 5"):
         read_bags(bag_folder, 5)
+
+
+def test_the_bags_most_alike_come_first(bag_folder):
+    similarity = [bag.similarity for bag in read_bags(bag_folder, 2)]
+    assert similarity == sorted(similarity, reverse=True)
+
+
+def test_random_bags_are_the_control(bag_source, tmp_path):
+    manifest = build_bags(bag_source, tmp_path, (3,), BagSettings(kind="random"), seed=0)
+    facts = manifest["sizes"]["3"]
+    assert facts["bags"] == 20 and facts["mean_similarity"] == pytest.approx(facts["mean_similarity_of_random_bags"])
+    assert manifest["mining"]["kind"] == "random" and manifest["search"] is None
+
+
+def test_conditional_bags_differ_in_the_words_of_their_class(bag_source, tmp_path):
+    captions = [[f"a {word} thing"] for word in ("red", "blue", "green", "odd")] * 15
+    with_texts = replace(bag_source, captions=captions, caption_embeddings=np.zeros_like(bag_source.embeddings))
+    build_bags(with_texts, tmp_path, (2, 3), BagSettings(kind="conditional"), seed=0)
+    for size in (2, 3):
+        for bag in read_bags(tmp_path, size):
+            assert len({image.captions for image in bag.images} - {("a odd thing",)}) == size
+
+
+def test_comparing_captions_needs_their_embeddings(bag_source, tmp_path):
+    with pytest.raises(DataError, match="compare captions"):
+        build_bags(bag_source, tmp_path, (2,), BagSettings(compare="image_and_captions"), seed=0)
+    # Two images of one look are parted by captions that are the opposite of each other.
+    embeddings = np.array([[1, 0], [1, 0], [1, 0], [1, 0]], dtype=np.float32)
+    texts = np.array([[0, 1], [0, -1], [0, 1], [0, -1]], dtype=np.float32)
+    four = replace(
+        bag_source,
+        **{name: getattr(bag_source, name)[:4] for name in ("image_ids", "images", "captions", "features")},
+        embeddings=embeddings,
+        caption_embeddings=texts,
+    )
+    build_bags(four, tmp_path, (2,), BagSettings(compare="image_and_captions"), seed=0)
+    pairs = {
+        frozenset(bag_source.image_ids.index(image.image_id) for image in bag.images) for bag in read_bags(tmp_path, 2)
+    }
+    assert pairs == {frozenset({0, 2}), frozenset({1, 3})}
 
 
 def test_bags_of_another_scorer_are_refused_with_both_digests(bag_folder, bag_source):

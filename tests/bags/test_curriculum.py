@@ -1,16 +1,18 @@
-import itertools
-
 import pytest
+from pydantic import ValidationError
 
-from finecap_ray.bags.curriculum import Curriculum, bags_per_step, step_plan, steps_per_epoch
-from finecap_ray.config import Stage
-from finecap_ray.errors import ConfigError
+from finecap_ray.bags.curriculum import Curriculum, StepSizes, bags_per_step, band_rows, step_sizes
+from finecap_ray.config import Stage, load_settings
+from finecap_ray.errors import ConfigError, MismatchError
 
 NDLB = [(2, 3), (3, 5), (5, 2), (7, 2), (10, 2), (15, 3), (20, 3)]  # (bag size, epochs)
 
 
-def test_the_published_curriculum():
-    curriculum = Curriculum([Stage(bag_size=size, epochs=epochs) for size, epochs in NDLB])
+def test_the_published_curriculum_is_a_preset():
+    settings = load_settings("ndlb")
+    assert [(stage.bag_size, stage.epochs) for stage in settings.rl.curriculum] == NDLB
+    assert (settings.bags.compare, settings.bags.max_bags_per_image) == ("image_and_captions", None)
+    curriculum = Curriculum(settings.rl.curriculum)
     assert curriculum.epochs == 20
     assert [curriculum.bag_size(epoch) for epoch in range(20)] == (
         [2] * 3 + [3] * 5 + [5] * 2 + [7] * 2 + [10] * 2 + [15] * 3 + [20] * 3
@@ -33,63 +35,64 @@ def test_whole_bags_per_step():
     assert [bags_per_step(size, 100, 1) for size, _ in NDLB] == [50, 33, 20, 14, 10, 6, 5]
 
 
-# (bags, bag size, images per step): no tail, tails of 1, 2 and 3, one short step only
-CASES = [(60, 5, 100), (61, 5, 100), (62, 5, 100), (63, 5, 100), (100, 3, 100), (7, 5, 100), (9, 2, 6), (10, 2, 6)]
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize(("bags", "size", "images"), CASES)
-def test_every_bag_once_per_epoch_over_all_workers(bags, size, images, workers):
-    plan = step_plan(bags, size, images, workers, seed=0, epoch=0)
-    assert len(plan) == steps_per_epoch(bags, size, images, workers)
-    assert sorted(itertools.chain.from_iterable(itertools.chain.from_iterable(plan))) == list(range(bags))
-    for step in plan:
-        shares = [len(share) for share in step]
-        assert len(shares) == workers and min(shares) >= 1 and max(shares) - min(shares) <= 1
-    full = images // size
-    sizes = [sum(len(share) for share in step) for step in plan]
-    assert all(count == full for count in sizes[:-1])
-    assert sizes[-1] < full + workers
-
-
-def test_a_tail_is_a_shorter_last_step():
-    # 63 bags of 5 in steps of 100 // 5 = 20: 20 + 20 + 20 + 3, and 3 over 2 workers is 2 + 1
-    plan = step_plan(63, 5, 100, 2, seed=0, epoch=0)
-    assert [[len(share) for share in step] for step in plan] == [[10, 10], [10, 10], [10, 10], [2, 1]]
-
-
-def test_a_tail_too_small_for_the_workers_joins_the_step_before():
-    # 61 = 20 + 20 + 20 + 1, and 1 bag can't serve 2 workers
-    plan = step_plan(61, 5, 100, 2, seed=0, epoch=0)
-    assert [[len(share) for share in step] for step in plan] == [[10, 10], [10, 10], [11, 10]]
-
-
-def test_each_epoch_has_a_new_order_and_the_same_one_when_asked_again():
-    def order(**change):
-        arguments = {"seed": 0, "epoch": 0, "bag_size": 5, **change}
-        return step_plan(bags=40, images_per_step=20, num_workers=2, **arguments)
-
-    assert order() == order()
-    assert order() != order(epoch=1) != order(epoch=2) != order()
-    assert order() != order(seed=1)
-    # sizes 4 and 5 have different numbers of bags in a step: compare the flat orders
-    flat = [list(itertools.chain(*itertools.chain(*plan))) for plan in (order(), order(bag_size=4))]
-    assert flat[0] != flat[1]
-
-
-@pytest.mark.parametrize("workers", [2, 3])
-def test_a_step_holds_the_same_bags_for_any_number_of_workers(workers):
-    alone = step_plan(60, 5, 100, 1, seed=3, epoch=4)
-    shared = step_plan(60, 5, 100, workers, seed=3, epoch=4)
-    assert [tuple(itertools.chain(*step)) for step in shared] == [step[0] for step in alone]
+@pytest.mark.parametrize(
+    ("bags", "workers", "sizes"),
+    [
+        (60, 1, [20, 20, 20]),
+        (63, 1, [20, 20, 20, 3]),  # 63 bags of 5 in steps of 100 // 5 = 20: a tail is a shorter last step
+        (63, 3, [20, 20, 20, 3]),
+        (61, 1, [20, 20, 20, 1]),
+        (61, 2, [20, 20, 21]),  # 1 bag can't serve 2 workers: it joins the step before
+        (7, 2, [7]),
+        (21, 20, [21]),
+    ],
+)
+def test_the_steps_of_an_epoch(bags, workers, sizes):
+    steps = step_sizes(bags, 5, 100, workers)
+    bounds = [steps.bounds(step) for step in range(steps.count)]
+    assert [end - start for start, end in bounds] == sizes
+    assert [start for start, _ in bounds] == [sum(sizes[:step]) for step in range(len(sizes))]
 
 
 def test_a_division_that_cannot_be_is_refused_with_the_arithmetic():
     with pytest.raises(ConfigError, match=r"12 images per step // 5 images per bag = 2 bags.* 3 workers.* 15 or more"):
-        step_plan(100, 5, 12, 3, seed=0, epoch=0)
+        step_sizes(100, 5, 12, 3)
     with pytest.raises(ConfigError, match=r"4 images per step // 5 images per bag = 0 bags"):
-        step_plan(100, 5, 4, 1, seed=0, epoch=0)
+        step_sizes(100, 5, 4, 1)
     with pytest.raises(ConfigError, match=r"2 bags of 5.* 3 workers"):
-        step_plan(2, 5, 100, 3, seed=0, epoch=0)
+        step_sizes(2, 5, 100, 3)
     with pytest.raises(ConfigError, match=r"0 bags of 5"):
-        step_plan(0, 5, 100, 1, seed=0, epoch=0)
+        step_sizes(0, 5, 100, 1)
+    assert step_sizes(3, 5, 100, 3) == StepSizes(count=1, full=20, last=3)
+
+
+def test_bands_of_difficulty_part_the_bags():
+    # The bags most alike come first: the hardest third of 10 is rows 0 to 2 (10 / 3 = 3.3 bags)
+    assert band_rows(10, (0.0, 1.0)) == range(10)
+    assert [band_rows(10, band) for band in ((2 / 3, 1), (1 / 3, 2 / 3), (0, 1 / 3))] == [
+        range(0, 3),
+        range(3, 7),
+        range(7, 10),
+    ]
+    with pytest.raises(ConfigError, match=r"the band 0 to 0.1 of 3 bags holds none"):
+        band_rows(3, (0, 0.1))
+
+
+@pytest.mark.parametrize("band", [(0.5, 0.5), (0.6, 0.2), (-0.1, 1), (0, 1.1)])
+def test_a_band_has_two_ends(band):
+    with pytest.raises(ValidationError, match="the lower one first"):
+        Stage(bag_size=2, epochs=1, band=band)
+
+
+def test_a_saved_curriculum_goes_on_where_it_was():
+    stages = [Stage(bag_size=2, epochs=1), Stage(bag_size=5, epochs=2)]
+    curriculum = Curriculum(stages)
+    curriculum.epoch, curriculum.bags_done = 1, 40
+    again = Curriculum(stages)
+    again.load_state_dict(curriculum.state_dict())
+    assert (again.epoch, again.bags_done) == (1, 40)
+    longer = Curriculum([*stages, Stage(bag_size=7, epochs=1)])  # what is to come may change
+    longer.load_state_dict(curriculum.state_dict())
+    assert longer.epochs == 4
+    with pytest.raises(MismatchError, match=r"bags of \[2, 5\], this curriculum begins with \[2, 7\]"):
+        Curriculum([Stage(bag_size=2, epochs=1), Stage(bag_size=7, epochs=2)]).load_state_dict(curriculum.state_dict())

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from finecap_ray.bags import mining
-from finecap_ray.bags.mining import bag_similarity, mine_bags, random_bags
+from finecap_ray.bags import neighbours
+from finecap_ray.bags.mining import bag_similarity, joint_embeddings, mine_bags, random_bags
 from finecap_ray.errors import ConfigError, DataError
 
 
@@ -105,12 +105,58 @@ def test_mining_repeats_and_its_seed_decides_between_equal_seeds():
 def test_the_approximate_search_finds_nearly_the_same(monkeypatch):
     embeddings = clustered(3000)
     exact = np.mean([bag_similarity(embeddings, bag) for bag in mine_bags(embeddings, 5)])
-    monkeypatch.setattr(mining, "EXACT_UP_TO", 1000)
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 1000)
     bags = mine_bags(embeddings, 5)
     rows = list(itertools.chain(*bags))
     assert len(rows) == len(set(rows))
     assert np.mean([bag_similarity(embeddings, bag) for bag in bags]) > exact - 0.05
     assert bags == mine_bags(embeddings, 5)
+
+
+def test_near_duplicates_never_share_a_bag():
+    """Rows 0, 1, 2 are one picture (within 2 degrees); 3 and 4 are 20 degrees off, on either side."""
+    rows = on_circle(0, 1, 2, 21, -19)
+    ceiling = math.cos(math.radians(5))
+    assert [set(bag) for bag in mine_bags(rows, 3)] == [{0, 1, 2}]
+    bags = mine_bags(rows, 3, near_duplicate=ceiling)
+    assert len(bags) == 1 and len(set(bags[0]) & {0, 1, 2}) == 1  # two mates of a seed may be copies of each other
+
+
+def test_near_duplicates_are_told_by_the_pictures():
+    """Compared by something else (captions, say) rows 0 and 1 differ, but their pictures are the same."""
+    compared, pictures = on_circle(0, 10, 25), on_circle(0, 0.1, 90)
+    assert {frozenset(bag) for bag in mine_bags(compared, 2, near_duplicate=0.99, pictures=pictures)} == {
+        frozenset({1, 2})
+    }
+
+
+@pytest.mark.parametrize("ceiling", [0.75, 0.7])
+def test_no_pair_of_a_bag_is_above_the_ceiling(ceiling):
+    embeddings = clustered(300)
+    bags = mine_bags(embeddings, 4, near_duplicate=ceiling)
+    assert len(bags) > 30
+    for bag in bags:
+        own = embeddings[list(bag)]
+        assert np.triu(own @ own.T, 1).max() <= ceiling
+
+
+def test_no_two_of_a_bag_have_one_label_and_those_without_are_in_none():
+    # At 0, 1, 2, 3 and 8 degrees; of row 2 nothing is said. 1 and 3 differ by 2 degrees, and 0 has 4 left
+    bags = mine_bags(on_circle(0, 1, 2, 3, 8), 2, labels=["red", "red", None, "blue", "green"])
+    assert [set(bag) for bag in bags] == [{1, 3}, {0, 4}]
+    labels = np.random.default_rng(0).choice(["red", "green", "blue", "grey", ""], 300).tolist()
+    labels = [label or None for label in labels]
+    bags = mine_bags(clustered(300), 3, labels=labels)
+    assert len(bags) > 30
+    assert all(len({labels[row] for row in bag} - {None}) == 3 for bag in bags)
+    with pytest.raises(DataError, match="2 labels for 3 images"):
+        mine_bags(on_circle(0, 1, 2), 2, labels=["a", "b"])
+
+
+def test_image_and_captions_are_compared_together():
+    # (1, 0) + (0, 1), of length sqrt(2); without captions the image alone
+    joint = joint_embeddings(on_circle(0, 0), np.array([[0, 1], [0, 0]], dtype=np.float32))
+    np.testing.assert_allclose(joint, [[0.5**0.5, 0.5**0.5], [1, 0]], atol=1e-6)
 
 
 def test_bag_similarity_is_the_mean_over_pairs():

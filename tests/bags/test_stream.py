@@ -2,16 +2,16 @@
 
 import pytest
 
+from finecap_ray.bags import build
 from finecap_ray.bags.build import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags, stream_bags
-from finecap_ray.config import RlSettings, Stage
-from finecap_ray.errors import MismatchError
+from finecap_ray.config import BagSettings, RlSettings, Stage
 
 CURRICULUM = (Stage(bag_size=2, epochs=2), Stage(bag_size=3, epochs=1))
 
 
 def settings(**changes):
-    return RlSettings(**{"images_per_step": 8, "curriculum": CURRICULUM} | changes)
+    return RlSettings(**{"images_per_step": 9, "curriculum": CURRICULUM} | changes)
 
 
 def test_each_bag_of_an_epoch_comes_once_in_the_order_of_the_plan(ray_session, bag_folder):
@@ -45,27 +45,33 @@ def test_a_stream_that_begins_later_goes_on_with_the_same_bags(ray_session, bag_
     assert [[bag.bag_id for bag in bags] for bags in rest] == [[bag.bag_id for bag in bags] for bags in whole[2:]]
 
 
-def test_the_plan_ends_each_epoch_with_a_shorter_step_and_drops_no_bag():
-    manifest = {"sizes": {"2": {"bags": 13}, "3": {"bags": 5}}}
-    steps = plan_run(manifest, settings(), seed=0)
-    # 8 // 2 = 4 bags a step: 13 = 4 + 4 + 4 + 1, twice. 8 // 3 = 2: 5 = 2 + 2 + 1.
-    assert [len(step.workers[0]) for step in steps] == [4, 4, 4, 1, 4, 4, 4, 1, 2, 2, 1]
-    assert [step.epoch for step in steps] == [0] * 4 + [1] * 4 + [2] * 3
-    assert [step.bag_size for step in steps] == [2] * 8 + [3] * 3
-    assert [step.step for step in steps] == list(range(11))
-    # Two workers can't share the last 1 of 13, so it joins the step before.
-    two = plan_run(manifest, settings(num_workers=2), seed=0)
-    assert [[len(share) for share in step.workers] for step in two[:3]] == [[2, 2], [2, 2], [3, 2]]
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_killed_stream_goes_on_with_other_workers(ray_session, bag_folder, workers):
+    manifest = read_manifest(bag_folder)
+    before = [stream_bags(bag_folder, plan_run(manifest, settings(num_workers=2), seed=3), rank) for rank in range(2)]
+    seen = [(bag.bag_id, len(bag.images)) for stream in before for _ in range(5) for bag in next(stream)]
+    state = before[0].state_dict()
+    assert state == before[1].state_dict() and state["step"] == 5
+    plan = plan_run(manifest, settings(num_workers=workers), 3, state)
+    for rank in range(workers):
+        seen += [(bag.bag_id, len(bag.images)) for bags in stream_bags(bag_folder, plan, rank) for bag in bags]
+    names = {size: [(bag.bag_id, size) for bag in read_bags(bag_folder, size)] for size in (2, 3)}
+    assert sorted(seen) == sorted(names[2] * 2 + names[3])
 
 
-def test_max_steps_cuts_the_plan_and_changes_nothing_before_the_cut():
-    manifest = {"sizes": {"2": {"bags": 13}, "3": {"bags": 5}}}
-    assert plan_run(manifest, settings(max_steps=6), seed=0) == plan_run(manifest, settings(), seed=0)[:6]
-
-
-def test_a_curriculum_of_sizes_that_were_not_built_is_refused(bag_folder):
-    with pytest.raises(MismatchError, match="bags of 2, 3, not of 4"):
-        plan_run(read_manifest(bag_folder), settings(curriculum=(Stage(bag_size=4, epochs=1),)), seed=0)
+def test_bags_of_several_files_are_found(ray_session, bag_source, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_GROUPS_PER_PART", 2)
+    manifest = build.build_bags(bag_source, tmp_path, (2,), BagSettings(rows_per_group=4), seed=0)
+    assert len(list((tmp_path / "size=2").iterdir())) == -(-manifest["sizes"]["2"]["bags"] // 8) > 2
+    curriculum = (Stage(bag_size=2, epochs=1),)
+    plan = plan_run(manifest, settings(curriculum=curriculum, groups_per_window=3), seed=0)
+    streamed = [bag for bags in stream_bags(tmp_path, plan, 0) for bag in bags]
+    whole = read_bags(tmp_path, 2)
+    rows = [row for step in plan for row in step.workers[0]]
+    assert [bag.bag_id for bag in streamed] == [whole[row].bag_id for row in rows]
+    assert all(
+        (a.images[0].embedding == whole[r].images[0].embedding).all() for a, r in zip(streamed, rows, strict=True)
+    )
 
 
 def test_the_training_stream_reads_no_image(ray_session, bag_folder, bag_source):

@@ -11,6 +11,7 @@ from finecap_ray.config import Settings
 from finecap_ray.errors import MismatchError
 from finecap_ray.pipeline import Pipeline
 from finecap_ray.progress import Narrator
+from finecap_ray.report.assemble import rebuild_report
 from finecap_ray.sources import read_examples
 from finecap_ray.stages import Stages
 from finecap_ray.training.loop import train_rl
@@ -48,7 +49,7 @@ def settings(tmp_path_factory):
                 "advantage": "running_mean",
                 "drift_bound": 1e-5,
             },
-            "evaluation": {"bag_size": 3, "bootstrap_samples": 100},
+            "evaluation": {"bag_size": 3, "more_bag_sizes": [2], "bootstrap_samples": 100},
             "resources": {"sampler_max_sequences": 64},
         }
     )
@@ -85,6 +86,19 @@ def test_the_whole_job_ends_with_a_summary(finished):
     for system in ("mle", "rl", "human"):
         assert 0 <= summary["recall_at_1"][system] <= 1
     assert {"CIDEr", "Bleu_4", "repeated_words"} <= summary["caption_metrics"]["rl"].keys()
+    assert summary["bag_sizes"].keys() == {"3", "2"} and summary["bag_sizes"]["3"] == summary["groups"]
+    assert summary["made_with"]["scorers"].keys() == {"judge", "reward scorer"}
+
+
+def test_the_report_of_the_run_and_of_two_of_them(finished, tmp_path):
+    run, _ = finished
+    run.write_report(run.summary())
+    page = (run.run_dir / "report.html").read_text()
+    assert "human captions: the ceiling" in page and page.count('class="bag"') == sum(
+        own["whole"]["bags"] for own in run.summary()["bag_sizes"].values()
+    )
+    both = rebuild_report([run.run_dir, run.run_dir], tmp_path / "both.html").read_text()
+    assert "run (run) 1, after" in both and "run (run) 2, after" in both
 
 
 def test_every_step_says_its_reward_and_a_drift_of_rounding(finished):

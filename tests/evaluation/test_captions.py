@@ -1,13 +1,17 @@
 import json
 import math
 import os
+import random
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 
 from finecap_ray.errors import DataError
-from finecap_ray.evaluation.captions import caption_metrics, text_statistics
+from finecap_ray.evaluation.captions import caption_metrics, reference_metrics, text_statistics
 
 PHOTOS = Path(os.environ.get("FINECAP_PHOTOS", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -25,6 +29,44 @@ def test_published_scores_of_coco_captions():
         tokenisation="keep_punctuation",
     )
     assert {name: metrics[name] for name in published} == pytest.approx(published, abs=1e-4)
+
+
+WORDS = [
+    *("a", "the", "dog", "cat", "man", "red", "runs", "on", "of", "in", "and", "with", "grass", "street"),
+    "café",
+    "naïve",
+    "日本",
+    "ñandú",
+    "x" * 40,
+]
+
+
+def random_text(rng: random.Random) -> str:
+    """Words that are tokens as they are: none, one, some, repeated, or very many."""
+    kind = rng.randrange(6)
+    if kind == 0:
+        return ""
+    if kind == 1:
+        return rng.choice(WORDS)
+    if kind == 2:
+        return " ".join([rng.choice(WORDS)] * rng.randint(2, 30))
+    return " ".join(rng.choices(WORDS, k=400 if kind == 3 and rng.random() < 0.05 else rng.randint(2, 15)))
+
+
+def test_random_caption_sets_score_as_pycocoevalcap_does():
+    """1,000 sets of 3 images, with raw text on its side: its own tokens are what stands between spaces."""
+    rng = random.Random(0)
+    worst = 0.0
+    for _ in range(1000):
+        candidates = {str(image): random_text(rng) for image in range(3)}
+        references = {key: [random_text(rng) for _ in range(rng.randint(1, 3))] for key in candidates}
+        single = {key: [text] for key, text in candidates.items()}
+        bleu, _ = Bleu(4).compute_score(references, single, verbose=0)
+        expected = [*bleu, Rouge().compute_score(references, single)[0], Cider().compute_score(references, single)[0]]
+        ours = reference_metrics(candidates, references, "coco")
+        found = [ours[name] for name in ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")]
+        worst = max(worst, *(abs(a - b) for a, b in zip(found, expected, strict=True)))
+    assert worst <= 1e-6
 
 
 REFERENCES = {"cat": ["A black cat sleeps.", "A cat is asleep."], "dog": ["A dog runs.", "A brown dog runs fast."]}

@@ -1,46 +1,22 @@
-"""The report of a run from its files: which bags it shows, and what it needs."""
+"""The report of a run from its files: what it needs."""
+
+from pathlib import Path
 
 import pytest
 
+from finecap_ray.config import Settings
 from finecap_ray.errors import DataError
-from finecap_ray.report.assemble import choose_bags, rebuild_report
-
-
-def bag(name: str, group: str, before: list[float], after: list[float]) -> dict:
-    images = [{"rank": {"mle": first, "rl": second}} for first, second in zip(before, after, strict=True)]
-    return {"bag_id": name, "group": group, "images": images}
-
-
-GAINED, SAME, LOST = ([2, 2], [1, 1]), ([1, 2], [1, 2]), ([1, 1], [1, 2])
-
-
-def test_every_group_and_every_outcome_is_shown():
-    details = [
-        bag(f"{group}-{kind}{index}", group, *ranks)
-        for group in ("seen", "unseen")
-        for kind, ranks in (("gained", GAINED), ("same", SAME), ("lost", LOST))
-        for index in range(10, 30)
-    ]
-    names = [own["bag_id"] for own in choose_bags(details, 12)]
-    # 6 of each group, 2 of each outcome: the first and the one in the middle of 20
-    expected = [f"{kind}{index}" for kind in ("gained", "same", "lost") for index in (10, 20)]
-    assert sorted(name.removeprefix("seen-") for name in names[:6]) == sorted(expected)
-    assert sorted(name.removeprefix("unseen-") for name in names[6:]) == sorted(expected)
-    assert names == [own["bag_id"] for own in choose_bags(details, 12)]
-
-
-def test_an_outcome_that_does_not_happen_leaves_its_place_to_the_others():
-    details = [bag(f"a{index}", "seen", *GAINED) for index in range(5)] + [bag("b", "unseen", *LOST)]
-    assert [own["bag_id"] for own in choose_bags(details, 4)] == ["a0", "a1", "a3", "b"]  # 5 * (0, 1, 2) // 3
-    assert len(choose_bags(details, 100)) == 6
-
-
-def test_a_shared_first_place_is_not_a_find():
-    details = [bag("tie", "seen", [1.0, 1.0], [1.5, 1.5]), bag("won", "seen", [1.5, 1.5], [1.0, 1.0])]
-    assert [own["bag_id"] for own in choose_bags(details, 2)] == ["won", "tie"]
+from finecap_ray.report.assemble import rebuild_report, run_names
 
 
 def test_a_run_that_was_not_evaluated_has_no_report(tmp_path):
     (tmp_path / "config.yaml").write_text("name: run\n")
     with pytest.raises(DataError, match=r"has no summary\.json"):
-        rebuild_report(tmp_path)
+        rebuild_report([tmp_path])
+
+
+def test_runs_are_told_apart_by_name_then_by_folder():
+    settings = [Settings(name="a"), Settings(name="b")]
+    assert run_names([Path("x"), Path("y")], settings) == ["a", "b"]
+    assert run_names([Path("x"), Path("y")], settings[:1] * 2) == ["a (x)", "a (y)"]
+    assert run_names([Path("1/x"), Path("2/x")], settings[:1] * 2) == ["a (x) 1", "a (x) 2"]

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from finecap_ray.errors import DataError
-from finecap_ray.report.page import ReportBag, ReportImage, write_report
+from finecap_ray.report.page import ReportBag, ReportImage, ReportRun, System, write_report
+from finecap_ray.report.settings_diff import Change, SettingsDiff
 
 GROUP = {
     "bags": 2,
@@ -69,7 +70,7 @@ BAGS = [
 class Page(html.parser.HTMLParser):
     """Elements, their attributes and the text of a page; every element must be closed."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "input")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -95,10 +96,20 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def written(tmp_path, **change) -> str:
+SYSTEMS = [System("mle", "before"), System("rl", "after"), System("human", "human")]
+DIFF = SettingsDiff("preset squares", (Change("rl.temperature", "0.5", "1.0"),))
+
+
+def report_run(**change) -> ReportRun:
+    arguments = {"name": "squares", "summary": SUMMARY, "settings_yaml": "seed: 0\n", "diff": DIFF, "metrics": METRICS}
+    return ReportRun(**arguments | change)
+
+
+def written(tmp_path, bags=BAGS, title="Squares", runs=None, systems=SYSTEMS, before="mle", after="rl", **run) -> str:
     path = tmp_path / "report.html"
-    arguments = {"title": "Squares", "summary": SUMMARY, "settings_yaml": "seed: 0\n", "metrics": METRICS, "bags": BAGS}
-    write_report(path, **arguments | change)
+    write_report(
+        path, title=title, runs=runs or [report_run(**run)], systems=systems, before=before, after=after, bags=bags
+    )
     return path.read_text(encoding="utf-8")
 
 
@@ -108,8 +119,10 @@ def test_the_headline_has_the_gain_and_its_interval(tmp_path):
     assert "+25.0 points" in text
     assert "95 % interval −5.0 to +45.0" in text
     assert "chance is 50.0 %" in text
-    assert "30.0 % → 90.0 %" in text  # the reward scorer's
+    assert "75.0 %by human captions: the ceiling" in text
+    assert "30.0 % → 90.0 %, human 70.0 %" in text  # the reward scorer's
     assert "CIDEr-D 105.0 95.0 −10.0" in text
+    assert "1 settings differ from preset squares" in text and "rl.temperature 0.5 1.0" in text
     assert "seed: 0" in text
 
 
@@ -117,10 +130,13 @@ def test_every_image_is_in_the_page_and_nothing_is_loaded(tmp_path):
     source = written(tmp_path)
     page = Page(source)
     images = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
+    scripts = source[source.index("<script>") :]
     expected = [picture(colour) for colour in ("red", "blue", "green", "cyan")]
     assert [base64.b64decode(image.removeprefix("data:image/webp;base64,")) for image in images] == expected
     assert not re.search(r"https?:|//[a-z]|@import|url\(", source.replace("data:image/webp;base64,", ""))
-    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.elements}
+    assert not {"link", "iframe"} & {tag for tag, _ in page.elements}
+    assert not re.search(r"fetch\(|XMLHttpRequest|import\(|eval\(|innerHTML", scripts)
+    assert [attributes for tag, attributes in page.elements if tag == "script"] == [{}]
 
 
 @pytest.mark.parametrize(("kind", "mime"), [("JPEG", "image/jpeg"), ("PNG", "image/png"), ("GIF", "image/gif")])
@@ -131,9 +147,9 @@ def test_the_kind_of_an_image_is_read_from_its_bytes(tmp_path, kind, mime):
 
 def test_marks_are_words_and_signs(tmp_path):
     text = " ".join(Page(written(tmp_path)).text.split())
-    for mark in ("▲ won: found after training only (1)", "✓ kept: found before and after (1)"):
+    for mark in ("▲ won: found after, not before (1)", "✓ kept: found before and after (1)"):
         assert mark in text
-    for mark in ("▼ regressed: found before training only (1)", "✕ lost: found neither before nor after (1)"):
+    for mark in ("▼ regressed: found before, not after (1)", "✕ lost: found neither before nor after (1)"):
         assert mark in text
     assert "1 → 2 of 2 found" in text and "1 → 0 of 2 found" in text
 
@@ -152,7 +168,7 @@ def test_text_of_captions_is_text(tmp_path):
     source = written(tmp_path, bags=[bag], title="<i>title</i>", settings_yaml="name: <run>")
     page = Page(source)
     assert caption in page.text and "<bag>" in page.text and "<i>title</i>" in page.text and "<run>" in page.text
-    assert "script" not in {tag for tag, _ in page.elements}
+    assert [tag for tag, _ in page.elements].count("script") == 1  # the page's own
     assert "(no text)" in page.text and "human: rank 1 of 1" in page.text
 
 
@@ -165,3 +181,34 @@ def test_a_run_without_steps_or_bags_has_a_report(tmp_path):
 def test_what_browsers_do_not_show_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"image red begins with b'BM"):
         written(tmp_path, bags=[ReportBag("b", 1.0, "seen", (report_image("red", 1, 1, image=picture("red", "BMP")),))])
+
+
+def test_several_runs_side_by_side(tmp_path):
+    systems = [System("0/mle", "a, before"), System("0/rl", "a, after"), System("1/rl", "b, after")]
+    image = ReportImage(
+        image_id="red",
+        image=picture("red"),
+        captions={"0/mle": "a square", "0/rl": "a red square", "1/rl": "red"},
+        rank={"0/mle": 2.0, "0/rl": 1.0},  # b wasn't judged in this bag
+        competitor={"0/mle": "blue", "0/rl": None},
+    )
+    bag = ReportBag("bag", 0.5, "seen", (image,))
+    runs = [report_run(name="a"), report_run(name="b", metrics=METRICS[:4])]
+    source = written(tmp_path, [bag], runs=runs, systems=systems, before="0/mle", after="0/rl")
+    text = " ".join(Page(source).text.split())
+    assert "Metric a, before a, after b, before b, after" in text
+    assert "b, after: not judged in this bag red" in text
+    assert 'data-found="01-"' in source
+    assert "a: 1 settings differ" in text and "b: 1 settings differ" in text
+    assert source.count("run-0") > source.count('class="raw') == 0  # one smooth line per run and stage
+
+
+def test_large_images_are_made_small(tmp_path):
+    noise = Image.effect_noise((600, 400), 90).convert("RGB")
+    file = io.BytesIO()
+    noise.save(file, "JPEG")
+    image = report_image("red", 1, 1, image=file.getvalue())
+    source = written(tmp_path, [ReportBag("b", 1.0, "seen", (image,))])
+    (encoded,) = re.findall(r'src="data:image/webp;base64,([^"]+)"', source)
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as small:
+        assert small.size == (192, 128)

@@ -328,7 +328,7 @@ def test_nothing_usable_and_nothing_there(tmp_path):
     with pytest.raises(DataError, match="exists: give a new folder"):
         run(tmp_path / "in", tmp_path)
     pq.write_table(pa.table({"image_id": ["a"], "picture": [b""]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="has no column image: found image_id, picture"):
+    with pytest.raises(DataError, match="has no column image, nor url: found image_id, picture"):
         run(tmp_path / "a.parquet", tmp_path / "out")
 
 

@@ -1,0 +1,178 @@
+"""The Ray side of an evaluation: a scorer in an actor that embeds images and captions once, and answers about pools.
+
+Started before captions are there, so that it loads, and embeds the images, while the sampler starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from finecap_ray.evaluation.clip_score import CLIP_PREFIX, clip_score, ref_clip_score
+from finecap_ray.evaluation.pools import PoolSet
+from finecap_ray.evaluation.ranking import Places, place_captions, retrieval_numbers
+from finecap_ray.rewards.self_retrieval import better_and_tied
+
+_IMAGE_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeFacts:
+    spec: str
+    digest: str
+    tower_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReply:
+    retrieval: list[dict[str, Any]]  # numbers of each pool set
+    human: list[dict[str, Any]]  # the same by human captions: the ceiling
+    similarity: dict[str, float | str]
+
+
+@dataclass(frozen=True, slots=True)
+class BagReply:
+    """Per system and bag, of each image: what its captions add to R@1 on average, and the rank and find of the first one."""
+
+    hits: dict[str, list[np.ndarray]]  # [K] float
+    ranks: dict[str, list[np.ndarray]]  # [K] float
+    best: dict[str, list[np.ndarray]]  # [K] int: place in the bag of the most similar image
+
+
+class PoolJudge:
+    """One scorer and the embeddings of the images it was shown."""
+
+    def __init__(self, spec: str, threads: int) -> None:
+        from finecap_ray.scorers.scorer import load_scorer
+
+        torch.set_num_threads(threads)
+        self.spec = spec
+        self.scorer = load_scorer(spec)
+        self.rows: dict[str, int] = {}
+        self.images = torch.zeros(0, 0)
+
+    def facts(self) -> JudgeFacts:
+        return JudgeFacts(self.spec, self.scorer.digest, self.scorer.tower_digest)
+
+    def show(self, image_ids: Sequence[str], images: Sequence[bytes] | None, features: np.ndarray | None) -> None:
+        """Embeds images, from their features [N, F] where they are of the scorer's own tower. Equal ones are embedded once:
+        only then are their similarities equal to the last bit."""
+        if features is not None:
+            unique, row = np.unique(features, axis=0, return_inverse=True)
+            embedded = self.scorer.project_features(torch.from_numpy(unique.astype(np.float32)))
+            self.images = embedded[torch.from_numpy(row.ravel())]
+        else:
+            first: dict[bytes, int] = {}
+            row = [first.setdefault(hashlib.sha256(image).digest(), len(first)) for image in images]
+            unique = dict(zip(row, images, strict=True))
+            batches = [
+                self.scorer.embed_images(
+                    [unique[index] for index in range(start, min(start + _IMAGE_BATCH, len(unique)))]
+                )
+                for start in range(0, len(unique), _IMAGE_BATCH)
+            ]
+            self.images = torch.cat(batches)[row]
+        self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
+
+    def answer(
+        self,
+        captions: Mapping[str, Sequence[str]],
+        human: Mapping[str, Sequence[str]],
+        pools: Sequence[PoolSet],
+        samples: int,
+        seed: int,
+    ) -> JudgeReply:
+        """Judges captions, and human ones as the ceiling; each of several captions of an image is a question of its own."""
+        texts = _Texts(self.scorer, [text for own in (captions, human) for several in own.values() for text in several])
+        return JudgeReply(
+            self._retrieval(captions, texts, pools, samples, seed),
+            self._retrieval(human, texts, pools, samples, seed),
+            self._similarity(captions, human, texts),
+        )
+
+    def judge_bags(
+        self, captions: Mapping[str, Mapping[str, Sequence[str]]], bags: Sequence[Sequence[str]]
+    ) -> BagReply:
+        """captions: system -> image id -> its captions, one or more; bags: image ids, which compete in their bag."""
+        reply = BagReply({}, {}, {})
+        for system, own in captions.items():
+            texts = _Texts(self.scorer, [text for several in own.values() for text in several])
+            found = [self._judge_bag(texts, own, bag) for bag in bags]
+            reply.hits[system], reply.ranks[system], reply.best[system] = (
+                list(part) for part in zip(*found, strict=True)
+            )
+        return reply
+
+    def _judge_bag(
+        self, texts: _Texts, captions: Mapping[str, Sequence[str]], bag: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        counts = [len(captions[image_id]) for image_id in bag]
+        starts = np.cumsum([0, *counts[:-1]])
+        text = texts.of([one for image_id in bag for one in captions[image_id]])
+        images = self.images[[self.rows[image_id] for image_id in bag]]
+        target = torch.arange(len(bag)).repeat_interleave(torch.tensor(counts))
+        better, tied = better_and_tied(text, images, target, torch.ones(len(text), len(bag), dtype=torch.bool))
+        places = Places(better.double().numpy(), tied.double().numpy(), np.zeros(len(text)), target.numpy())
+        best = (text[starts] @ images.T).argmax(dim=1).numpy()
+        return np.add.reduceat(places.found_within(1), starts) / counts, places.rank[starts], best
+
+    def _retrieval(
+        self, captions: Mapping[str, Sequence[str]], texts: _Texts, pools: Sequence[PoolSet], samples: int, seed: int
+    ) -> list[dict[str, Any]]:
+        rows = {image_id: [texts.rows[text] for text in own] for image_id, own in captions.items()}
+        asked = [
+            own for own in pools if any(rows.get(pool.image_ids[place]) for pool in own.pools for place in pool.asked)
+        ]
+        return [
+            retrieval_numbers(
+                own, place_captions(own.pools, self.rows, self.images, rows, texts.embedded), samples, seed
+            )
+            for own in asked
+        ]
+
+    def _similarity(
+        self, captions: Mapping[str, Sequence[str]], human: Mapping[str, Sequence[str]], texts: _Texts
+    ) -> dict[str, float | str]:
+        """Mean CLIPScore and, over the images with references, RefCLIPScore; and the share of truncated captions.
+
+        The prefix of the published numbers goes before texts for a CLIP; a scorer that was trained here never saw it.
+        """
+        prefix = "" if self.scorer.tower_digest else CLIP_PREFIX
+        first = {image_id: own[0] for image_id, own in captions.items()}
+        if prefix:
+            references = [text for image_id in first for text in human.get(image_id, ())]
+            texts = _Texts(self.scorer, [prefix + text for text in [*first.values(), *references]])
+        images = self.images[[self.rows[image_id] for image_id in first]]
+        embedded = texts.of([prefix + text for text in first.values()])
+        result: dict[str, float | str] = {
+            "CLIPScore": clip_score(embedded, images).mean().item(),
+            "truncated": self.scorer.truncated([prefix + text for text in first.values()]).mean().item(),
+            "prefix": prefix,
+        }
+        referred = [row for row, image_id in enumerate(first) if human.get(image_id)]
+        if referred:
+            ids = list(first)
+            references = [texts.of([prefix + text for text in human[ids[row]]]) for row in referred]
+            result["RefCLIPScore"] = ref_clip_score(embedded[referred], images[referred], references).mean().item()
+        return result
+
+
+class _Texts:
+    """Texts embedded once, however often they are asked about."""
+
+    def __init__(self, scorer, texts: Sequence[str]) -> None:
+        unique = list(dict.fromkeys(texts))
+        self.embedded = scorer.embed_texts(unique)
+        self.rows = {text: row for row, text in enumerate(unique)}
+
+    def of(self, texts: Sequence[str]) -> torch.Tensor:
+        return self.embedded[[self.rows[text] for text in texts]]
+
+
+Judge = ray.remote(num_cpus=1)(PoolJudge)

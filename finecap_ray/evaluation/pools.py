@@ -1,0 +1,179 @@
+"""Which images compete for a caption: bags of look-alikes, random distractors, all images, or the sets of ImageCoDe.
+
+bags:FILE.json     TrueMatch's form, a list of bags, each a list of image ids; or a bag set folder
+random:SIZE        every image among SIZE - 1 others drawn at random (RD100 is random:100)
+all                every image among all
+imagecode:FILE     ImageCoDe's form, {set: {place: description}} with images named SET/img0 to SET/img9
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finecap_ray.errors import ConfigError, DataError
+
+IMAGECODE_SIZE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Images that compete, and the places of those whose captions are asked about."""
+
+    image_ids: tuple[str, ...]
+    asked: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSet:
+    """Pools of one size that are reported together."""
+
+    name: str  # "bags of 5"
+    size: int
+    pools: tuple[Pool, ...]
+    dependent: (
+        bool  # the captions of a pool are alike in difficulty: an interval draws whole pools, else single captions
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a specification gave: pool sets, and what was left out of them by reason."""
+
+    sets: tuple[PoolSet, ...]
+    left_out: dict[str, int]
+
+
+def find_pools(against: str, image_ids: Sequence[str], seed: int, others: Sequence[str] = ()) -> Found:
+    """The pools of a specification, over the images that have captions. In bags and sets `others` may compete too.
+
+    Raises ConfigError for a specification of no known form, DataError for a file that isn't as it says, or for too few images.
+    """
+    kind, _, what = against.partition(":")
+    match kind:
+        case "bags" if what:
+            return _among(read_bag_ids(what), [*image_ids, *others], "bags", what)
+        case "random" if what.isdigit():
+            return Found((random_pools(image_ids, int(what), seed),), {})
+        case "all" if not what:
+            return Found((all_images(image_ids),), {})
+        case "imagecode" if what:
+            described = read_imagecode(what)
+            sets = {name: tuple(f"{name}/img{place}" for place in range(IMAGECODE_SIZE)) for name in described}
+            asked = {name: tuple(own) for name, own in described.items()}
+            return _among(list(sets.values()), [*image_ids, *others], "ImageCoDe sets", what, list(asked.values()))
+    raise ConfigError(f"{against!r} is unknown: bags:FILE, random:SIZE, all, or imagecode:FILE")
+
+
+def read_bag_ids(path: str | Path) -> list[tuple[str, ...]]:
+    """The image ids of each bag of a TrueMatch file or of a bag set folder (every size).
+
+    Raises DataError for another form, a bag of fewer than 2 images, or one with an image twice.
+    """
+    if Path(path).is_dir():
+        return _bag_set_ids(Path(path))
+    tree = _read_json(path)
+    if not isinstance(tree, list) or not all(isinstance(bag, list) for bag in tree):
+        raise DataError(f"{path} isn't a list of bags, each a list of image ids (TrueMatch's form)")
+    bags = [tuple(str(image_id) for image_id in bag) for bag in tree]
+    wrong = [bag for bag in bags if len(bag) < 2 or len(set(bag)) < len(bag)]
+    if wrong or not bags:
+        raise DataError(
+            f"{path}: {len(wrong)} of {len(bags)} bags have fewer than 2 images or one twice"
+            + (f", such as {list(wrong[0])}" if wrong else "")
+        )
+    return bags
+
+
+def read_imagecode(path: str | Path) -> dict[str, dict[int, str]]:
+    """Descriptions of an ImageCoDe file: set -> place of the image described, 0 to 9 -> its description."""
+    tree = _read_json(path)
+    if not isinstance(tree, dict) or not all(isinstance(own, dict) for own in tree.values()):
+        raise DataError(f"{path} isn't {{set: {{place: description}}}} (ImageCoDe's form)")
+    sets = {str(name): {int(place): str(text) for place, text in own.items()} for name, own in tree.items()}
+    outside = [name for name, own in sets.items() if any(not 0 <= place < IMAGECODE_SIZE for place in own)]
+    if outside:
+        raise DataError(
+            f"{path}: {len(outside)} sets describe an image past 0 to {IMAGECODE_SIZE - 1}, such as {outside[0]}"
+        )
+    return sets
+
+
+def random_pools(image_ids: Sequence[str], size: int, seed: int) -> PoolSet:
+    """Every image once among size - 1 random others. What is over from the last pool is filled up with images not asked about.
+
+    Raises DataError for fewer images than a pool needs.
+    """
+    if not 2 <= size <= len(image_ids):
+        raise DataError(
+            f"pools of {size} random images need 2 or more and at most the {len(image_ids)} images there are"
+        )
+    order = np.random.default_rng(seed).permutation(len(image_ids))
+    pools = []
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        asked = len(rows)
+        filled = [*rows, *order[: size - asked]]
+        pools.append(Pool(tuple(image_ids[row] for row in filled), tuple(range(asked))))
+    return PoolSet(f"{size} random images", size, tuple(pools), dependent=False)
+
+
+def all_images(image_ids: Sequence[str]) -> PoolSet:
+    if len(image_ids) < 2:
+        raise DataError(f"retrieval among all images needs 2 or more, there are {len(image_ids)}")
+    pool = Pool(tuple(image_ids), tuple(range(len(image_ids))))
+    return PoolSet(f"all {len(image_ids)} images", len(image_ids), (pool,), dependent=False)
+
+
+def _among(
+    bags: Sequence[tuple[str, ...]],
+    image_ids: Sequence[str],
+    kind: str,
+    path: str,
+    asked: Sequence[tuple[int, ...]] | None = None,
+) -> Found:
+    """The bags whose images are all there, by size; the others are counted."""
+    there = set(image_ids)
+    by_size: dict[int, list[Pool]] = {}
+    incomplete = 0
+    for row, bag in enumerate(bags):
+        if there.issuperset(bag):
+            places = tuple(range(len(bag))) if asked is None else asked[row]
+            by_size.setdefault(len(bag), []).append(Pool(bag, places))
+        else:
+            incomplete += 1
+    if not by_size:
+        absent = sorted({image_id for bag in bags for image_id in bag} - there)
+        raise DataError(
+            f"none of the {len(bags)} {kind} of {path} has all its images among the {len(there)} there are; "
+            f"absent are, for example, {', '.join(absent[:5])}"
+        )
+    sets = tuple(
+        PoolSet(f"{kind} of {size}", size, tuple(pools), dependent=True) for size, pools in sorted(by_size.items())
+    )
+    return Found(sets, {f"{kind} with an image that isn't there": incomplete} if incomplete else {})
+
+
+def _bag_set_ids(folder: Path) -> list[tuple[str, ...]]:
+    import pyarrow.parquet as pq
+
+    files = sorted(folder.glob("size=*/part-*.parquet"))
+    if not files:
+        raise DataError(f"{folder} isn't a bag set: it has no size=K/part-*.parquet")
+    bags = []
+    for file in files:
+        column = pq.ParquetFile(file).read(columns=["images.list.element.image_id"])["images"]
+        bags += [tuple(image["image_id"] for image in bag) for bag in column.to_pylist()]
+    return bags
+
+
+def _read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read as JSON: {error}") from None

@@ -1,0 +1,177 @@
+"""A checkpoint and captions files through vLLM, Ray Data and two scorers, on 60 emoji."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finecap_ray.config import EvaluationSettings, Settings
+from finecap_ray.errors import ConfigError, DataError, UnsupportedError
+from finecap_ray.evaluation.evaluate import Request, evaluate, read_captions
+from finecap_ray.evaluation.present import as_json, as_markdown, as_tables
+from finecap_ray.evaluation.sample import DecodingSpec, caption_images, parse_decoding
+from finecap_ray.records import EXAMPLE_SCHEMA
+
+pytestmark = pytest.mark.timeout(900)  # an engine starts in 15 s on 2 quiet cores, and in minutes on busy ones
+
+IMAGES = 24
+EVALUATION = {"against": ("random:6", "all"), "bootstrap_samples": 100, "java_metrics": (), "groups": {"test": "test"}}
+
+
+@pytest.fixture(scope="module")
+def settings(emoji, resources, tmp_path_factory):
+    columns = (emoji.image_ids, emoji.images, emoji.captions, ["test"] * len(emoji.images))
+    examples = pa.table([list(column) for column in columns], schema=EXAMPLE_SCHEMA).slice(0, IMAGES)
+    path = tmp_path_factory.mktemp("examples") / "examples.parquet"
+    pq.write_table(examples, path)
+    return Settings.model_validate(
+        {
+            "data": {"examples": str(path)},
+            "tower": {"image_size": 64},
+            "evaluation": EVALUATION,
+            "resources": resources.model_dump() | {"samplers": 1},
+        }
+    )
+
+
+def changed(settings, **evaluation) -> Settings:
+    tree = settings.evaluation.model_dump() | evaluation
+    return settings.model_copy(update={"evaluation": EvaluationSettings.model_validate(tree)})
+
+
+def request(tmp_path, captions: dict | None = None, **change) -> Request:
+    file = None
+    if captions is not None:
+        file = tmp_path / "captions.json"
+        file.write_text(json.dumps(captions))
+    return Request(
+        **{"captions": file and str(file), "checkpoint": None, "splits": None, "judge": None, "reward_scorer": None}
+        | change
+    )
+
+
+def row(results, captions: str, by: str, against: str) -> dict:
+    (found,) = [
+        own for own in results["retrieval"] if (own["captions"], own["by"], own["against"]) == (captions, by, against)
+    ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_checkpoint(ray_session, settings, captioner_folder, judge_folder, scorer_folder, tmp_path_factory):
+    asked = request(
+        tmp_path_factory.mktemp("none"),
+        checkpoint=str(captioner_folder),
+        judge=str(judge_folder),
+        reward_scorer=str(scorer_folder),
+    )
+    return evaluate(settings, asked)
+
+
+def test_a_checkpoint_is_captioned_and_judged(of_checkpoint, judge_folder):
+    results = of_checkpoint
+    assert results["images"] == IMAGES and results["warnings"] == []
+    for by in ("judge", "reward scorer"):
+        for whose in ("evaluated", "human"):
+            found = row(results, whose, by, "6 random images")
+            assert (
+                0 <= found["recall_at_1"]["low"] <= found["recall_at_1"]["value"] <= found["recall_at_1"]["high"] <= 1
+            )
+            assert (found["pools"], found["chance"]) == (4, 1 / 6)
+    assert row(results, "evaluated", "judge", f"all {IMAGES} images")["n"] == IMAGES
+    assert 0 <= results["caption_metrics"]["ended"] <= 1
+    assert {"CIDEr", "Bleu_4", "object_precision", "vocabulary"} <= results["caption_metrics"].keys()
+    assert {"CLIPScore", "RefCLIPScore", "truncated"} <= results["similarity"]["judge"].keys()
+    assert results["scorers"]["judge"]["digest"] != results["scorers"]["reward scorer"]["digest"]
+    assert results["versions"]["finecap-ray"] and results["seed"] == 0 and results["settings"]["evaluation"]
+
+
+def test_every_human_caption_is_a_candidate_of_its_own(of_checkpoint, emoji):
+    found = row(of_checkpoint, "human", "judge", f"all {IMAGES} images")
+    assert found["n"] == sum(len(own) for own in emoji.captions[:IMAGES]) > IMAGES
+
+
+def test_results_as_json_markdown_and_tables(of_checkpoint):
+    assert json.loads(as_json(of_checkpoint)) == json.loads(json.dumps(of_checkpoint))
+    markdown = as_markdown(of_checkpoint)
+    assert "| captions | by | against |" in markdown and "6 random images" in markdown
+    assert f"digest {of_checkpoint['scorers']['judge']['digest']}" in markdown and "tokenisation coco" in markdown
+    assert len(as_tables(of_checkpoint)) > 2
+
+
+def test_a_captions_file_with_the_judge_that_rewarded_is_warned_of(
+    ray_session, settings, judge_folder, emoji, tmp_path
+):
+    captions = {key: own[0] for key, own in zip(emoji.image_ids[:8], emoji.captions, strict=False)}
+    bags = tmp_path / "bags.json"
+    # the third bag has two images without captions here: they compete, and aren't asked about
+    bags.write_text(json.dumps([emoji.image_ids[:3], emoji.image_ids[3:6], emoji.image_ids[7:10], ["gone", "i"]]))
+    asked = request(tmp_path, captions, judge=str(judge_folder), reward_scorer=str(judge_folder))
+    results = evaluate(changed(settings, against=(f"bags:{bags}",), tokenisation="keep_punctuation"), asked)
+    assert "the judge is the reward scorer" in results["warnings"][0]
+    assert results["left_out"] == {"bags with an image that isn't there": 1}
+    # the first human caption of each image, judged as the captions and among the human ones
+    assert row(results, "evaluated", "judge", "bags of 3")["n"] == 3 + 3 + 1
+    assert results["caption_metrics"]["Bleu_1"] == pytest.approx(1.0)
+    assert results["tokenisation"] == "keep_punctuation" and results["captioner"] is None
+
+
+def test_without_a_judge_there_is_a_warning_and_no_retrieval(ray_session, settings, emoji, tmp_path):
+    results = evaluate(settings, request(tmp_path, {key: ["a", "b"] for key in emoji.image_ids[:8]}))
+    assert "no judge was given" in results["warnings"][0] and results["retrieval"] == []
+    assert "**warning**: no judge was given" in as_markdown(results)
+
+
+def test_best_of_n_is_the_most_probable_sample(ray_session, settings, captioner_folder, emoji):
+    """Of samples at a temperature near 0 each is the greedy caption; at 1, the choice repeats with the seed."""
+
+    def captions(decoding: DecodingSpec, seed: int = 0) -> dict[str, str]:
+        made = caption_images(
+            emoji.image_ids[:6],
+            emoji.images[:6],
+            str(captioner_folder),
+            settings.tower,
+            decoding,
+            settings.resources,
+            seed,
+            batch_size=4,
+            max_bad_fraction=0,
+        )
+        assert list(made.captions) == emoji.image_ids[:6] and made.left_out == {}
+        return made.captions
+
+    assert captions(DecodingSpec("best", 3, 0.01)) == captions(DecodingSpec("greedy"))
+
+
+def test_images_that_cannot_be_read_are_counted(ray_session, settings, captioner_folder, emoji):
+    arguments = (str(captioner_folder), settings.tower, DecodingSpec("greedy"), settings.resources, 0, 4)
+    images = [*emoji.images[:3], b"broken"]
+    made = caption_images(emoji.image_ids[:4], images, *arguments, max_bad_fraction=0.5)
+    assert list(made.captions) == emoji.image_ids[:3] and made.left_out == {"undecodable": 1}
+    with pytest.raises(DataError, match="1 of 4 images can't be captioned"):
+        caption_images(emoji.image_ids[:4], images, *arguments, max_bad_fraction=0.1)
+
+
+def test_decodings():
+    assert parse_decoding("best:8", 0.7) == DecodingSpec("best", 8, 0.7)
+    with pytest.raises(ConfigError, match="'best' is unknown"):
+        parse_decoding("best", 0.7)
+    with pytest.raises(UnsupportedError, match="beam search takes token prompts only"):
+        parse_decoding("beam:5", 0.7)
+
+
+def test_requests_and_files_that_do_not_fit(settings, tmp_path):
+    with pytest.raises(ConfigError, match="either captions"):
+        evaluate(settings, request(tmp_path))
+    with pytest.raises(DataError, match="no image of"):
+        evaluate(settings, request(tmp_path, {"gone": "a cat"}))
+    file = tmp_path / "captions.json"
+    for text, message in (
+        ("[]", "captions by image id"),
+        ('{"a": 3}', "1 of 1 entries"),
+        ("x", "can't be read as JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_captions(file)

@@ -1,0 +1,54 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from finecap_ray.errors import DataError
+from finecap_ray.evaluation.warrant import binding_accuracy, kendall_tau, swap_attributes
+
+
+@pytest.mark.parametrize(
+    ("caption", "swapped"),
+    [
+        ("a red car by a blue door", "a blue car by a red door"),
+        ("A small dog, a big dog.", "A big dog, a small dog."),
+        ("two men and three women in red", "three men and two women in red"),
+        ("a red car and a red door", None),
+        ("a red car, a small door", None),  # attributes of two kinds
+        ("a dog", None),
+    ],
+)
+def test_swapped_attributes(caption, swapped):
+    assert swap_attributes(caption) == swapped
+
+
+def test_binding_counts_equal_ones_half():
+    assert binding_accuracy(np.array([0.3, 0.2, 0.1]), np.array([0.1, 0.2, 0.3])) == 0.5
+
+
+def taus_by_pairs(scores, ratings) -> tuple[float, float]:
+    """Both taus from their definition, over all pairs."""
+    signs = [
+        (np.sign(a - b), np.sign(x - y))
+        for (a, x), (b, y) in itertools.combinations(zip(scores, ratings, strict=True), 2)
+    ]
+    surplus = sum(left * right for left, right in signs)
+    tau_b = surplus / math.sqrt(sum(left != 0 for left, _ in signs) * sum(right != 0 for _, right in signs))
+    smaller = min(len(set(scores)), len(set(ratings)))
+    return tau_b, 2 * smaller * surplus / (len(scores) ** 2 * (smaller - 1))
+
+
+def test_kendall_by_hand_and_by_all_pairs():
+    # scores in the order of the ratings: all pairs of different ratings agree
+    assert kendall_tau([0.1, 0.2, 0.3], [1, 2, 3]) == pytest.approx((1.0, 1.0))
+    assert kendall_tau([0.3, 0.2, 0.1], [1, 2, 3]) == pytest.approx((-1.0, -1.0))
+    rng = np.random.default_rng(0)
+    ratings = rng.integers(1, 5, size=60).tolist()
+    scores = np.round(rng.normal(size=60) + np.array(ratings) / 2, 1).tolist()  # with ties
+    assert kendall_tau(scores, ratings) == pytest.approx(taus_by_pairs(scores, ratings))
+
+
+def test_a_constant_has_no_rank_correlation():
+    with pytest.raises(DataError, match="got 1 and 2"):
+        kendall_tau([0.5, 0.5], [1, 2])
