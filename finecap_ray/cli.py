@@ -48,7 +48,7 @@ def demo(overrides: Overrides = None, config: Config = "demo") -> None:
 
 @app.command()
 def doctor() -> None:
-    """Checks versions, cores, GPUs, memory, disk, and that Ray places an actor. Exit code 1 if something is wrong."""
+    """Checks versions, cores, GPUs, memory, disk, Ray, and the sampler's weights and log-probs. Exit code 1 if something is wrong."""
     from finecap_ray.doctor import diagnose
 
     checks = diagnose()

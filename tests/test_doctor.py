@@ -4,13 +4,17 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from finecap_ray.config import ResourceSettings
-from finecap_ray.doctor import Check, check_disk, diagnose, enough, version_check
+from finecap_ray.doctor import Check, check_disk, diagnose, enough, parity_check, version_check
 
 
 def test_this_environment_is_healthy():
     checks = diagnose(ResourceSettings(num_cpus=1, object_store_mb=80))
     names = [check.name for check in checks]
-    assert names[:5] == ["python", "torch", "transformers", "trl", "ray"] and names[-2:] == ["torchvision", "ray actor"]
+    assert names[:5] == ["python", "torch", "transformers", "trl", "ray"] and names[-3:] == [
+        "torchvision",
+        "ray actor",
+        "sampler",
+    ]
     assert any(name.startswith("vllm") for name in names)
     # The machine under the tests may be small; the software has to be right.
     software = [check for check in checks if check.name not in ("memory", "free disk", "cores and GPUs")]
@@ -39,3 +43,13 @@ def test_too_little_is_reported_with_both_numbers():
 
 def test_disk_is_that_of_the_folder(tmp_path):
     assert "GiB" in check_disk(str(tmp_path)).detail
+
+
+@pytest.mark.parametrize(
+    ("versions", "drift", "ok"),
+    [({7}, 1e-6, True), ({6}, 1e-6, False), ({6, 7}, 1e-6, False), ({7}, 1e-2, False), ({7}, float("nan"), False)],
+)
+def test_stale_weights_and_drift_are_wrong(versions, drift, ok):
+    check = parity_check(versions, 7, drift)
+    assert check.ok is ok
+    assert bool(check.remedy) is not ok

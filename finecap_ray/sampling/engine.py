@@ -91,7 +91,10 @@ class CaptionEngine:
         """N images -> N * captions_per_image rollouts, those of an image side by side. `spec` is one for all or one per image."""
         from vllm import SamplingParams
 
-        prefixes = self.mapper(torch.from_numpy(np.asarray(features, dtype=np.float32))).to(self.dtype)
+        # One image at a time: the rounding of a product depends on how many rows it has, and a caption must not depend on
+        # which images share its call.
+        rows = torch.from_numpy(np.asarray(features, dtype=np.float32)).split(1)
+        prefixes = [self.mapper(row)[0].to(self.dtype) for row in rows]
         specs = [spec] * len(image_ids) if isinstance(spec, SamplingSpec) else spec
         params = [
             SamplingParams(

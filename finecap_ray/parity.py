@@ -1,0 +1,64 @@
+"""Does the sampler caption with the trainer's weights? A tiny captioner of random weights, through a real sampler actor.
+
+Its weights are published as a training step would, and the log-probs of what is sampled are worked out again by the model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finecap_ray.captioners.build import build_clipcap
+from finecap_ray.config import CaptionerSettings, ResourceSettings
+from finecap_ray.records import Rollout
+from finecap_ray.sampling.sampler import SamplerPool
+from finecap_ray.sampling.spec import SamplingSpec
+from finecap_ray.sampling.weights import publish
+
+_CAPTIONS = ("a red apple on a plate", "two dogs run on the beach", "a man rides a bike")
+_WEIGHTS_VERSION = 7  # any: the captions have to carry it
+_SIZES = {"prefix_length": 2, "width": 32, "layers": 1, "heads": 1, "vocabulary": 300, "max_tokens": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    versions: set[int]  # weights versions that the captions carry
+    asked_for: int
+    drift: float  # largest |log p(sampler) - log p(trainer)| of a token, in nats
+
+
+def measure_parity(resources: ResourceSettings, images: int = 4) -> Parity:
+    """Starts one sampler on the Ray that is connected, and stops it again. Raises DeadlineError when it doesn't start."""
+    settings = CaptionerSettings(**_SIZES)
+    model, processor = build_clipcap(settings, _CAPTIONS, 16, "", feature_dropout=0.0, seed=0)
+    features = np.random.default_rng(0).standard_normal((images, 16)).astype(np.float16)
+    spec = SamplingSpec(captions_per_image=2, max_tokens=settings.max_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        model.eval().save_pretrained(folder)
+        processor.save_pretrained(folder)
+        pool = SamplerPool(folder, resources.model_copy(update={"samplers": 1}), logs=str(Path(folder) / "logs"))
+        try:
+            pool.wait_until_ready()
+            publish(pool.board, _WEIGHTS_VERSION, model.state_dict(), resources.step_timeout_s)
+            names = [f"image {row}" for row in range(images)]
+            rollouts = pool.sample(_WEIGHTS_VERSION, names, features, spec, seeds=list(range(images)))
+        finally:
+            pool.close()
+    drifts = [
+        _drift(model, features[row // spec.captions_per_image], rollout, spec.temperature)
+        for row, rollout in enumerate(rollouts)
+    ]
+    return Parity({rollout.weights_version for rollout in rollouts}, _WEIGHTS_VERSION, max(drifts))
+
+
+@torch.inference_mode()
+def _drift(model: torch.nn.Module, features: np.ndarray, rollout: Rollout, temperature: float) -> float:
+    ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids])
+    logits = model(input_ids=ids, pixel_values=torch.from_numpy(features[None].astype(np.float32))).logits
+    logprobs = (logits[0, len(rollout.prompt_token_ids) - 1 : -1] / temperature).log_softmax(-1)
+    own = logprobs.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+    return (own - torch.tensor(rollout.logprobs)).abs().max().item()
