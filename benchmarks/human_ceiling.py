@@ -1,6 +1,6 @@
 """The ceiling of a photo benchmark: five human captions of each dev photo as candidates, R@1 in mined dev bags.
 
-    python benchmarks/human_ceiling.py --cache /tmp/photos
+    python benchmarks/human_ceiling.py --cache FOLDER
 
 Trains reward scorer and judge as the photo protocol has it (open_clip dual encoders on EfficientNet-lite0, each on one half
 of train, in the order of image ids), on features that are computed once and kept in the cache with them. What the humans
