@@ -73,7 +73,7 @@ def _markdown(result: dict) -> str:
     lines = [
         f"R@1 in percent by the judge, mean of seeds {', '.join(map(str, result['seeds']))} (`python benchmarks/demo_seeds.py`).",
         "",
-        "| bags | n | MLE | RL | gain | standard error | by the reward scorer | human name |",
+        "| bags | n | MLE | RL | gain | standard error | by the reward scorer | human captions |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for group, row in result["groups"].items():
