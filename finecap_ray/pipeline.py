@@ -317,7 +317,7 @@ def _embed_rows(
     if loaded.tower_digest == tower_digest:
         embeddings = loaded.project_features(torch.from_numpy(features.astype(np.float32)))
     else:
-        embeddings = torch.cat([loaded.embed_images(images[start : start + 64]) for start in range(0, len(images), 64)])
+        embeddings = loaded.embed_images(images)
     means = None if captions is None else _mean_captions(loaded, captions, embeddings.shape[1])
     return embeddings.numpy(), means, {"name": loaded.name, "digest": loaded.digest}
 

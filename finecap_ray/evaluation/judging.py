@@ -19,8 +19,6 @@ from finecap_ray.evaluation.pools import PoolSet
 from finecap_ray.evaluation.ranking import Places, place_captions, retrieval_numbers
 from finecap_ray.rewards.self_retrieval import better_and_tied
 
-_IMAGE_BATCH = 64
-
 
 @dataclass(frozen=True, slots=True)
 class JudgeFacts:
@@ -71,13 +69,7 @@ class PoolJudge:
             first: dict[bytes, int] = {}
             row = [first.setdefault(hashlib.sha256(image).digest(), len(first)) for image in images]
             unique = dict(zip(row, images, strict=True))
-            batches = [
-                self.scorer.embed_images(
-                    [unique[index] for index in range(start, min(start + _IMAGE_BATCH, len(unique)))]
-                )
-                for start in range(0, len(unique), _IMAGE_BATCH)
-            ]
-            self.images = torch.cat(batches)[row]
+            self.images = self.scorer.embed_images([unique[index] for index in range(len(unique))])[row]
         self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
 
     def answer(

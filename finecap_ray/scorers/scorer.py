@@ -22,6 +22,7 @@ from finecap_ray.scorers.tower import decode_image
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 FACTS_FILE = "scorer.json"
+_IMAGE_BATCH = 64
 _TEXT_BATCH = 256
 
 
@@ -44,9 +45,12 @@ class Scorer:
 
     @torch.inference_mode()
     def embed_images(self, images: list[bytes]) -> Float[Tensor, "n D"]:
-        """Unit-norm embeddings of encoded images. Raises DataError for bytes that aren't an image."""
-        pixels = torch.stack([self.preprocess(decode_image(image)) for image in images])
-        return self.model.encode_image(pixels, normalize=True).float()
+        """Unit-norm embeddings of encoded images, a batch at a time. Raises DataError for bytes that aren't an image."""
+        batches = []
+        for start in range(0, len(images), _IMAGE_BATCH):
+            pixels = torch.stack([self.preprocess(decode_image(one)) for one in images[start : start + _IMAGE_BATCH]])
+            batches.append(self.model.encode_image(pixels, normalize=True).float())
+        return torch.cat(batches)
 
     @torch.inference_mode()
     def project_features(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n D"]:
