@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from finecap_ray.config import ResourceSettings
+from finecap_ray.errors import DeadlineError
 
 # glibc gives freed memory back to the system, and on a virtual machine fresh pages are slow to get (0.4 to 3.7 s per
 # GiB): sampling 480 captions then takes 2.4 to 16 s instead of 2.3 s. So: keep what was freed.
@@ -63,6 +65,14 @@ def connect(resources: ResourceSettings) -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":
             handler.setLevel(logging.CRITICAL)
+
+
+def get_within(references: Any, timeout_s: float, late: str) -> Any:
+    """`ray.get`, with DeadlineError(`late`) after `timeout_s` seconds: `late` names the peer and what is missing."""
+    try:
+        return ray.get(references, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise DeadlineError(late) from error
 
 
 def single_node() -> bool:

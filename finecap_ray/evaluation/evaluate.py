@@ -18,9 +18,9 @@ import numpy as np
 import ray
 
 from finecap_ray.captioning import run_folder
-from finecap_ray.cluster import absolute, connect
+from finecap_ray.cluster import absolute, connect, get_within
 from finecap_ray.config import Settings
-from finecap_ray.errors import ConfigError, DataError, DeadlineError
+from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.evaluation.captions import caption_metrics, text_statistics
 from finecap_ray.evaluation.finecapeval import aspect_coverage, read_finecapeval
 from finecap_ray.evaluation.java_metrics import NotAvailable, java_metrics
@@ -252,9 +252,5 @@ def _warnings(facts: Mapping[str, JudgeFacts]) -> list[str]:
 
 def _get(settings: Settings, reference, doing: str) -> Any:
     timeout_s = settings.resources.start_timeout_s + settings.resources.step_timeout_s
-    try:
-        return ray.get(reference, timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise DeadlineError(
-            f"a scorer didn't {doing} within {timeout_s:.0f} s: see `ray status` for free CPUs, or raise resources.step_timeout_s"
-        ) from error
+    late = f"a scorer didn't {doing} within {timeout_s:.0f} s: see `ray status` for free CPUs, or raise resources.step_timeout_s"
+    return get_within(reference, timeout_s, late)

@@ -8,8 +8,9 @@ import numpy as np
 import ray
 import torch
 
+from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings, RewardSettings
-from finecap_ray.errors import ConfigError, DeadlineError
+from finecap_ray.errors import ConfigError
 from finecap_ray.rewards.cider import CiderReward
 from finecap_ray.rewards.self_retrieval import (
     bag_scope,
@@ -119,9 +120,5 @@ class RewardPool:
             ray.kill(actor)
 
     def _get(self, reference, timeout_s: float, doing: str):
-        try:
-            return ray.get(reference, timeout=timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
-            raise DeadlineError(
-                f"the reward actors didn't {doing} within {timeout_s:.0f} s: see `ray status` for free CPUs or GPUs"
-            ) from error
+        late = f"the reward actors didn't {doing} within {timeout_s:.0f} s: see `ray status` for free CPUs or GPUs"
+        return get_within(reference, timeout_s, late)

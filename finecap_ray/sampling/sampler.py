@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float16
 from ray.actor import ActorHandle
 
+from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import DeadlineError, StaleWeightsError
 from finecap_ray.records import Rollout
@@ -143,9 +144,5 @@ class SamplerPool:
 
     def _get(self, references: list, doing: str) -> list:
         timeout_s = self.resources.step_timeout_s
-        try:
-            return ray.get(references, timeout=timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
-            raise DeadlineError(
-                f"the samplers didn't {doing} within {timeout_s:.0f} s: their logs are in the run folder"
-            ) from error
+        late = f"the samplers didn't {doing} within {timeout_s:.0f} s: their logs are in the run folder"
+        return get_within(references, timeout_s, late)
