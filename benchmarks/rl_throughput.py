@@ -3,9 +3,10 @@
     python benchmarks/rl_throughput.py --run-dir runs/demo       (scorer, captioner and bags of a finished demo)
     python benchmarks/rl_throughput.py                           (makes small ones first)
 
-Both take the same captioner, bags, batch, dtype, threads and reward, and run back to back, each in a Ray process of the
-same environment. The learning rate is 0, so that both caption with the same policy throughout: the update is
-computed in full, and changes nothing. First steps are left out; what is printed are medians over the others.
+Both take the same captioner, bags, batch, dtype, threads and reward, and run back to back in rounds, each in a Ray process
+of the same environment; TRL gets the step as one batch, which is what is fastest for it. The learning rate is 0, so that both caption with the same policy throughout: the update is
+computed in full, and changes nothing. First steps are left out; times are medians over the others, and a ratio is the
+median of those of the rounds.
 
     ours   the real loop: `train_rl`, with samplers, reward actors and BagTrainer under Ray Train.
            A step is the time from one line of its log to the next.
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -62,24 +62,47 @@ class Workload:
         return len(self.steps[0]) * len(self.steps[0][0].images) * self.settings.rl.captions_per_image
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What was measured of each, one after the other."""
+
+    ours: dict[str, Any]
+    trl: dict[str, Any]
+    bare: dict[str, Any]
+
+    @property
+    def step_s(self) -> dict[str, float]:
+        return {
+            "ours": statistics.median(self.ours["step_s"]),
+            "trl": statistics.median(self.trl["step_s"]),
+            "bare": self.bare["generate"] + self.bare["forward_and_backward"],
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", type=Path, help="a finished run, of which scorer, mle and bags/train are used")
     parser.add_argument("--bag-size", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="steps that are measured")
+    parser.add_argument("--rounds", type=int, default=3, help="times that all three are measured, one after the other")
     parser.add_argument("--warm-up", type=int, default=2, help="first steps that are left out")
     options = parser.parse_args()
-    if options.warm_up < 1 or options.steps < 1:
-        parser.error("--warm-up and --steps must be 1 or more")
+    if min(options.warm_up, options.steps, options.rounds) < 1:
+        parser.error("--warm-up, --steps and --rounds must be 1 or more")
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = absolute(options.run_dir or scratch)
         settings = load_settings(f"{run_dir}/config.yaml") if options.run_dir else make_run(run_dir)
         connect(settings.resources)
         workload = read_workload(settings, run_dir, options.bag_size, options.steps, options.warm_up)
-        ours = measure_ours(workload, f"{scratch}/ours")
-        trl = ray.get(measure_trl.remote(workload, f"{scratch}/trl"), timeout=TIMEOUT_S)
-        bare = ray.get(measure_bare.remote(workload), timeout=TIMEOUT_S)
-    result = summary(workload, ours, trl, bare)
+        rounds = [
+            Round(
+                ours=measure_ours(workload, f"{scratch}/ours-{number}"),
+                trl=ray.get(measure_trl.remote(workload, f"{scratch}/trl-{number}"), timeout=TIMEOUT_S),
+                bare=ray.get(measure_bare.remote(workload), timeout=TIMEOUT_S),
+            )
+            for number in range(options.rounds)
+        ]
+    result = summary(workload, rounds)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "rl_throughput.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (RESULTS / "rl_throughput.md").write_text(table(result), encoding="utf-8")
@@ -195,12 +218,10 @@ def measure_trl(workload: Workload, out: str) -> dict[str, Any]:
         }
     )
     captions = workload.captions_per_step
-    micro_batch = captions if captions <= rl.micro_batch else math.gcd(captions, rl.micro_batch)
     arguments = GRPOConfig(
         output_dir=out,
         max_steps=len(workload.steps),
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=captions // micro_batch,
+        per_device_train_batch_size=captions,  # the whole step at once: as fast as it goes
         num_generations=captions_per_image,
         max_completion_length=settings.captioner.max_tokens,
         temperature=rl.temperature,
@@ -304,11 +325,16 @@ def measure_bare(workload: Workload) -> dict[str, Any]:
     }
 
 
-def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any], bare: dict[str, Any]) -> dict[str, Any]:
+def summary(workload: Workload, rounds: list[Round]) -> dict[str, Any]:
     captions, rl = workload.captions_per_step, workload.settings.rl
-    step_s, trl_step_s = statistics.median(ours["step_s"]), statistics.median(trl["step_s"])
-    bare_s = bare["generate"] + bare["forward_and_backward"]
-    parts = ours["parts_s"] | {"other": step_s - sum(ours["parts_s"].values())}
+    steps = [one.step_s for one in rounds]
+    step_s = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
+    parts = {part: statistics.median(one.ours["parts_s"][part] for one in rounds) for part in PARTS}
+    parts |= {"other": step_s["ours"] - sum(parts.values())}
+    ratios = {
+        "ratio_to_trl": [step["trl"] / step["ours"] for step in steps],
+        "ratio_to_bare": [step["ours"] / step["bare"] for step in steps],
+    }
     return {
         "machine": {"cpus": os.cpu_count(), "threads": workload.settings.resources.threads, "kind": platform.machine()},
         "batch": {
@@ -320,16 +346,17 @@ def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any], bare:
             "bf16": rl.bf16,
             "kl_weight": rl.kl_weight,
         },
-        "steps": len(ours["step_s"]),
-        "captions_per_s": {"ours": captions / step_s, "trl": captions / trl_step_s},
-        "ratio_to_trl": trl_step_s / step_s,
-        "ratio_to_bare": step_s / bare_s,
-        "step_s": {"ours": step_s, "trl": trl_step_s, "bare": bare_s},
+        "steps": len(rounds[0].ours["step_s"]),
+        "rounds": len(rounds),
+        "captions_per_s": {name: captions / seconds for name, seconds in step_s.items()},
+        **{name: statistics.median(own) for name, own in ratios.items()},
+        "of_each_round": ratios,
+        "step_s": step_s,
         "parts_s": parts,
-        "bare_s": bare,
-        "tokens_per_caption": {name: one["tokens_per_caption"] for name, one in (("ours", ours), ("trl", trl))},
-        "mean_reward": {"ours": ours["reward"], "trl": trl["reward"]},
-        "every_step_s": {"ours": ours["step_s"], "trl": trl["step_s"]},
+        "bare_s": [one.bare for one in rounds],
+        "tokens_per_caption": {name: getattr(rounds[0], name)["tokens_per_caption"] for name in ("ours", "trl")},
+        "mean_reward": {name: getattr(rounds[0], name)["reward"] for name in ("ours", "trl")},
+        "every_step_s": [{"ours": one.ours["step_s"], "trl": one.trl["step_s"]} for one in rounds],
     }
 
 
@@ -337,7 +364,7 @@ def table(result: dict[str, Any]) -> str:
     batch, rate, step = result["batch"], result["captions_per_s"], result["step_s"]
     lines = [
         f"{batch['images']} images x {batch['captions_per_image']} captions a step, bags of {batch['bag_size']}, "
-        f"medians of {result['steps']} steps, {result['machine']['cpus']} CPUs.",
+        f"medians of {result['rounds']} rounds of {result['steps']} steps, {result['machine']['cpus']} CPUs.",
         "",
         "| | s per step | captions/s |",
         "|---|---:|---:|",

@@ -15,9 +15,9 @@ from typing import Any
 
 import ray
 
-from finecap_ray.cluster import absolute, connect
+from finecap_ray.cluster import absolute, connect, get_within
 from finecap_ray.config import ResourceSettings, Settings, TowerSettings, load_settings
-from finecap_ray.errors import ConfigError, DataError, DeadlineError
+from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.spec import SamplingSpec
 
@@ -186,13 +186,11 @@ def caption_files(
     timeout_s = settings.resources.start_timeout_s + settings.resources.step_timeout_s
     task = _caption_images.options(num_gpus=1 if settings.resources.use_gpu else 0)
     reference = task.remote(images, captioner, settings.tower, settings.resources, n, temperature, max_tokens)
-    try:
-        texts = ray.get(reference, timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise DeadlineError(
-            f"the engine didn't caption {len(images)} images within {timeout_s:.0f} s; it needs 1 CPU"
-            f"{' and 1 GPU' if settings.resources.use_gpu else ''}: see `ray status` for what the cluster has"
-        ) from error
+    late = (
+        f"the engine didn't caption {len(images)} images within {timeout_s:.0f} s; it needs 1 CPU"
+        f"{' and 1 GPU' if settings.resources.use_gpu else ''}: see `ray status` for what the cluster has"
+    )
+    texts = get_within(reference, timeout_s, late)
     return [Caption(path, text) for path, several in zip(paths, texts, strict=True) for text in several]
 
 

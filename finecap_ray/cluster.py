@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +55,14 @@ def connect(resources: ResourceSettings) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # Ray's C++ side warns on the console of what it works around itself, and prints its own stack at Ctrl-C.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray.init(
-        address=address,
-        runtime_env={"env_vars": worker_environment(resources)},
-        log_to_driver=False,
-        logging_level="error",
-        **options,
-    )
+    with _without_announcement():
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": worker_environment(resources)},
+            log_to_driver=False,
+            logging_level="error",
+            **options,
+        )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -67,12 +71,36 @@ def connect(resources: ResourceSettings) -> None:
             handler.setLevel(logging.CRITICAL)
 
 
+@contextmanager
+def _without_announcement() -> Iterator[None]:
+    """Ray's C++ side says on stderr which log level it was told to keep: that line is left out, any other comes through."""
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            os.write(2, b"".join(line for line in said if b"Set ray log level" not in line))
+
+
 def get_within(references: Any, timeout_s: float, late: str) -> Any:
     """`ray.get`, with DeadlineError(`late`) after `timeout_s` seconds: `late` names the peer and what is missing."""
     try:
         return ray.get(references, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise DeadlineError(late) from error
+
+
+def work_within(references: Any, resources: ResourceSettings, peer: str, work: str) -> Any:
+    """`ray.get` of a long piece of work. Raises DeadlineError after `resources.work_timeout_s`."""
+    late = (
+        f"{peer} didn't {work} within resources.work_timeout_s={resources.work_timeout_s:.0f} s: `ray status` tells "
+        "whether it waits for a CPU or GPU; raise the deadline if the work is that long"
+    )
+    return get_within(references, resources.work_timeout_s, late)
 
 
 def single_node() -> bool:

@@ -268,6 +268,8 @@ class ResourceSettings(Section):
     scorers: int = Field(1, ge=1)
     start_timeout_s: float = Field(300, gt=0)
     step_timeout_s: float = Field(300, gt=0)
+    work_timeout_s: float = Field(86_400, gt=0)
+    """Longest piece of work that one process is given whole: training a scorer, embedding a split, judging it."""
 
 
 class ServeSettings(Section):

@@ -20,6 +20,7 @@ def run_demo(settings: Settings, console: Console, redo: bool = True) -> dict[st
     summary = pipeline.summary()
     pipeline.write_report(summary)
     console.print(summary_table(summary))
+    console.print("human: the mean over all captions that people wrote of an image, vague ones too", highlight=False)
     console.print(f"report: {settings.run_dir}/report.html   numbers: {settings.run_dir}/summary.json", highlight=False)
     return summary
 

@@ -35,16 +35,23 @@ class Check:
 
 def diagnose(resources: ResourceSettings | None = None) -> list[Check]:
     """All checks, cheap ones first. Starts Ray with `resources` unless it runs, and stops it again."""
+    import ray
+
     resources = resources or ResourceSettings()
-    return [
-        *check_versions(),
-        check_cores_and_gpus(),
-        check_memory(),
-        check_disk(),
-        check_torchvision(),
-        check_ray(resources),
-        check_sampler(resources),
-    ]
+    ours = not ray.is_initialized()
+    try:
+        return [
+            *check_versions(),
+            check_cores_and_gpus(),
+            check_memory(),
+            check_disk(),
+            check_torchvision(),
+            check_ray(resources),
+            check_sampler(resources),
+        ]
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def check_versions() -> list[Check]:
@@ -120,7 +127,6 @@ def check_ray(resources: ResourceSettings) -> Check:
 
     from finecap_ray.cluster import connect
 
-    ours = not ray.is_initialized()
     try:
         connect(resources)
         probe = ray.remote(num_cpus=1)(Probe).remote()
@@ -129,29 +135,20 @@ def check_ray(resources: ResourceSettings) -> Check:
     except Exception as error:  # whatever Ray dies of is the finding
         remedy = "see the session_latest/logs folder of Ray's temporary directory, and resources.address if you join a cluster"
         return Check("ray actor", False, f"no actor after {resources.start_timeout_s:g} s or less: {error}", remedy)
-    finally:
-        if ours:
-            ray.shutdown()
     return Check("ray actor", True, f"placed, torchvision {answer} imports there")
 
 
 def check_sampler(resources: ResourceSettings) -> Check:
     """Weights published as in training reach the sampler, and its log-probs are the model's."""
-    import ray
-
     from finecap_ray.cluster import connect
     from finecap_ray.parity import measure_parity
 
-    ours = not ray.is_initialized()
     try:
         connect(resources)
         parity = measure_parity(resources)
     except Exception as error:  # whatever the engine dies of is the finding
         remedy = "make the checks above pass first; then run it again with VLLM_LOGGING_LEVEL=INFO"
         return Check("sampler", False, f"no captions: {error}", remedy)
-    finally:
-        if ours:
-            ray.shutdown()
     return parity_check(parity.versions, parity.asked_for, parity.drift)
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from finecap_ray.bags.build import BagSource, build_bags, read_manifest
 from finecap_ray.bags.conditional import without_words
 from finecap_ray.bags.stream import plan_run
-from finecap_ray.cluster import absolute, connect
+from finecap_ray.cluster import absolute, connect, work_within
 from finecap_ray.config import BagSettings, ScorerSettings, Settings, dump_settings
 from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.progress import Narrator
@@ -150,7 +150,9 @@ class Pipeline:
             captions,
             self.settings.resources.threads,
         )
-        embeddings, caption_embeddings, facts = ray.get(reference)
+        embeddings, caption_embeddings, facts = work_within(
+            reference, self.settings.resources, "the scorer's process", f"embed the {len(rows)} images of {split!r}"
+        )
         return BagSource(
             image_ids=[row["image_id"] for row in rows],
             images=[row["image"] for row in rows],
@@ -234,18 +236,17 @@ class Pipeline:
 
         def work(out: Path) -> None:
             rows, dev = _half(self.rows(TRAIN_SPLIT), scorer.half), self.rows_for_choices()
-            facts = ray.get(
-                _train_scorer.remote(
-                    scorer,
-                    self.settings.tower,
-                    self._matrix(rows),
-                    [row["captions"] for row in rows],
-                    self._matrix(dev),
-                    [row["captions"] for row in dev],
-                    str(out),
-                    self.settings.resources.threads,
-                )
+            training = _train_scorer.remote(
+                scorer,
+                self.settings.tower,
+                self._matrix(rows),
+                [row["captions"] for row in rows],
+                self._matrix(dev),
+                [row["captions"] for row in dev],
+                str(out),
+                self.settings.resources.threads,
             )
+            facts = work_within(training, self.settings.resources, f"the process of the {name}", "train it")
             if facts["tower_digest"] != self.features.tower_digest:
                 raise MismatchError(
                     f"features were made by tower {self.features.tower_digest}, the scorer was built on {facts['tower_digest']}"

@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from finecap_ray.captioning import CaptionerFacts, find_captioner, open_checkpoint
-from finecap_ray.cluster import connect
+from finecap_ray.cluster import connect, get_within
 from finecap_ray.config import Settings, TowerSettings
 from finecap_ray.errors import DeadlineError, UnsupportedError
 from serve.app import APPLICATION, build_application
@@ -46,7 +46,8 @@ def deploy(settings: Settings, checkpoint: str) -> str:
     deadline = time.monotonic() + settings.resources.start_timeout_s
     reading = _read_facts.remote(captioner, settings.tower)
     serve.start(http_options={"host": settings.serve.host, "port": settings.serve.port})
-    facts = ray.get(reading, timeout=settings.resources.start_timeout_s)
+    late = f"{captioner} wasn't read within {settings.resources.start_timeout_s:.0f} s: see `ray status` for a free CPU"
+    facts = get_within(reading, settings.resources.start_timeout_s, late)
     target = serve.RunTarget(build_application(settings, captioner, facts), name=APPLICATION)
     serve.run_many([target], wait_for_applications_running=False)
     _wait_until_running(deadline, settings)

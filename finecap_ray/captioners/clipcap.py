@@ -140,22 +140,27 @@ class ClipCapModel(ClipCapPreTrainedModel):
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        image_of_row: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """input_ids [B, T] with P placeholders per image, pixel_values [images, F] -> hidden states [B, T, H].
 
-        Raises ValueError when placeholders and images don't match.
+        Rows that show the same image can share its features, which are then mapped once: `image_of_row` [B] says which of
+        `pixel_values` each row shows. Raises ValueError when placeholders and images don't match.
         """
         if inputs_embeds is None:
             slots = input_ids == self.config.image_token_id
             inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(slots, 0))
-            images = 0 if pixel_values is None else len(pixel_values)
+            shown = pixel_values if image_of_row is None else image_of_row
+            images = 0 if shown is None else len(shown)
             if int(slots.sum()) != images * self.config.prefix_length:
                 raise ValueError(
                     f"{int(slots.sum())} image placeholders for {images} images of {self.config.prefix_length} prefix embeddings each"
                 )
             if images:
                 prefix = self.mapper(pixel_values.to(self.mapper.out.weight.dtype)).to(inputs_embeds.dtype)
+                if image_of_row is not None:
+                    prefix = prefix[image_of_row]
                 inputs_embeds = inputs_embeds.masked_scatter(slots.unsqueeze(-1), prefix)
         if position_ids is None and attention_mask is not None and past_key_values is None:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -169,6 +174,8 @@ class ClipCapModel(ClipCapPreTrainedModel):
 
 
 class ClipCapForConditionalGeneration(ClipCapPreTrainedModel, GenerationMixin):
+    shares_images = True  # `forward` takes `image_of_row`
+
     def __init__(self, config: ClipCapConfig) -> None:
         super().__init__(config)
         self.model = ClipCapModel(config)
@@ -195,7 +202,10 @@ class ClipCapForConditionalGeneration(ClipCapPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, T, V]; with labels [B, T] (-100: not scored) also the mean next-token loss, in nats."""
+        """Logits [B, T, V]; with labels [B, T] (-100: not scored) also the mean next-token loss, in nats.
+
+        In training, labels make it compute the logits that they score and no others, and return none.
+        """
         kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids=input_ids,
@@ -204,6 +214,11 @@ class ClipCapForConditionalGeneration(ClipCapPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             **kwargs,
         )
+        if labels is not None and self.training:
+            scored = labels[:, 1:] != -100
+            logits = self.lm_head(outputs.last_hidden_state[:, :-1][scored])
+            loss = nn.functional.cross_entropy(logits.float(), labels[:, 1:][scored])
+            return CausalLMOutputWithPast(loss=loss, past_key_values=outputs.past_key_values)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None

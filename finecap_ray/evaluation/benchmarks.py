@@ -8,17 +8,20 @@ image is a candidate of its own, and the image counts with their mean.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 
 from finecap_ray.bags.build import read_manifest
 from finecap_ray.bags.stream import read_bags
-from finecap_ray.config import Settings
+from finecap_ray.cluster import get_within, work_within
+from finecap_ray.config import ResourceSettings, Settings
 from finecap_ray.evaluation.captions import caption_metrics
 from finecap_ray.evaluation.judging import BagReply, Judge
 from finecap_ray.evaluation.provenance import versions
@@ -55,17 +58,16 @@ def evaluate_run(
     }
     every = [own for one in held.values() for own in one]
     images = list({image.image_id: image for own in every for image in own.bag.images}.values())
-    rollouts, captions_per_s = _sample(settings, images, captioners, logs)
-    captions = {system: {one.image_id: one.text for one in own} for system, own in rollouts.items()}
-    captions[HUMAN] = {image.image_id: image.captions[0] for image in images if image.captions}
-    (out / "captions.json").write_text(json.dumps(captions, indent=1, ensure_ascii=False), encoding="utf-8")
-
-    tower = read_manifest(next(iter(bag_sets.values())))["tower"]["digest"]
-    candidates = {system: {key: (text,) for key, text in own.items()} for system, own in captions.items()}
-    candidates[HUMAN] = {image.image_id: image.captions or ("",) for image in images}
-    members = [tuple(image.image_id for image in own.bag.images) for own in every]
     judges = {"judge": judge, "reward scorer": scorer}
-    replies, digests = _ask(settings, judges, images, tower, candidates, members)
+    with _started(judges, settings.resources) as actors:
+        rollouts, captions_per_s = _sample(settings, images, captioners, logs)
+        captions = _captions(rollouts, images)
+        candidates = {system: {key: (text,) for key, text in own.items()} for system, own in captions.items()}
+        candidates[HUMAN] = {image.image_id: image.captions or ("",) for image in images}
+        tower = read_manifest(next(iter(bag_sets.values())))["tower"]["digest"]
+        members = [tuple(image.image_id for image in own.bag.images) for own in every]
+        replies, digests = _ask(actors, settings.resources, images, tower, candidates, members)
+    (out / "captions.json").write_text(json.dumps(captions, indent=1, ensure_ascii=False), encoding="utf-8")
 
     results, start = {}, 0
     for size, own in held.items():
@@ -145,9 +147,26 @@ def _details(every: Sequence[_Held], captions: dict[str, dict[str, str]], judged
     ]
 
 
+def _captions(rollouts: Mapping[str, Sequence[Rollout]], images: Sequence[BagImage]) -> dict[str, dict[str, str]]:
+    """System -> image -> caption, the first one that people wrote among the systems."""
+    captions = {system: {one.image_id: one.text for one in own} for system, own in rollouts.items()}
+    return captions | {HUMAN: {image.image_id: image.captions[0] for image in images if image.captions}}
+
+
+@contextmanager
+def _started(judges: Mapping[str, str], resources: ResourceSettings) -> Iterator[dict[str, ActorHandle]]:
+    """Actors that load their scorers while the captions are made."""
+    actors = {name: Judge.remote(spec, resources.threads) for name, spec in judges.items()}
+    try:
+        yield actors
+    finally:
+        for actor in actors.values():
+            ray.kill(actor)
+
+
 def _ask(
-    settings: Settings,
-    judges: Mapping[str, str],
+    actors: Mapping[str, ActorHandle],
+    resources: ResourceSettings,
     images: Sequence[BagImage],
     tower: str,
     candidates: Mapping[str, Mapping[str, Sequence[str]]],
@@ -156,21 +175,18 @@ def _ask(
     """What each scorer says of every caption in its bag, and the scorers' digests."""
     ids = [image.image_id for image in images]
     features = np.stack([image.features for image in images])
-    actors = {name: Judge.remote(spec, settings.resources.threads) for name, spec in judges.items()}
-    try:
-        facts = dict(zip(actors, ray.get([actor.facts.remote() for actor in actors.values()]), strict=True))
-        replies = {}
-        for name, actor in actors.items():
-            own_tower = facts[name].tower_digest == tower
-            actor.show.remote(
-                ids, None if own_tower else [one.image for one in images], features if own_tower else None
-            )
-            replies[name] = actor.judge_bags.remote(candidates, bags)
-        found = dict(zip(replies, ray.get(list(replies.values())), strict=True))
-    finally:
-        for actor in actors.values():
-            ray.kill(actor)
-    return found, {name: own.digest for name, own in facts.items()}
+    late = (
+        f"{' and '.join(actors)} didn't start within {resources.start_timeout_s:.0f} s: see `ray status` for free CPUs"
+    )
+    starting = [actor.facts.remote() for actor in actors.values()]
+    facts = dict(zip(actors, get_within(starting, resources.start_timeout_s, late), strict=True))
+    replies = {}
+    for name, actor in actors.items():
+        own_tower = facts[name].tower_digest == tower
+        actor.show.remote(ids, None if own_tower else [one.image for one in images], features if own_tower else None)
+        replies[name] = actor.judge_bags.remote(candidates, bags)
+    answers = work_within(list(replies.values()), resources, " and ".join(replies), f"judge {len(bags)} bags")
+    return dict(zip(replies, answers, strict=True)), {name: own.digest for name, own in facts.items()}
 
 
 def _sample(

@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 
 from finecap_ray.captioning import ImageCaptioner, open_checkpoint, sampling_spec
+from finecap_ray.cluster import work_within
 from finecap_ray.config import ResourceSettings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, UnsupportedError
 from finecap_ray.records import Rollout
@@ -146,7 +147,7 @@ def caption_images(
         )
         .to_arrow_refs()
     )
-    rows = pa.concat_tables(ray.get(made))
+    rows = pa.concat_tables(work_within(made, resources, "the caption engines", f"caption {len(image_ids)} images"))
     ended_at = time.time()
     good = rows.filter(pa.compute.is_valid(rows["caption"]))
     left_out = Counter(reason for reason in rows["reason"].to_pylist() if reason)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from finecap_ray.cluster import absolute, connect
+from finecap_ray.cluster import absolute, connect, work_within
 from finecap_ray.config import Settings
 from finecap_ray.errors import DataError
 from finecap_ray.evaluation.pools import random_pools
@@ -77,7 +77,8 @@ def measure_scorers(settings: Settings, specs: Mapping[str, str], ratings: str |
         )
         for name, spec in specs.items()
     }
-    return dict(zip(calls, ray.get(list(calls.values())), strict=True))
+    answers = work_within(list(calls.values()), settings.resources, ", ".join(calls), f"score {len(dev)} images")
+    return dict(zip(calls, answers, strict=True))
 
 
 @ray.remote(num_cpus=1, max_retries=0)

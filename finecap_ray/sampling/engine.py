@@ -103,19 +103,24 @@ class CaptionEngine:
                 max_tokens=one.max_tokens,
                 seed=None if seeds is None else seeds[row],
                 logprobs=0,
+                # Without these the engine makes text of every token, and of every log-prob's token, one at a time.
+                detokenize=False,
+                flat_logprobs=True,
             )
             for row, one in enumerate(specs)
         ]
         outputs = self.llm.generate([{"prompt_embeds": prefix} for prefix in prefixes], params, use_tqdm=False)
+        captions = [caption for output in outputs for caption in output.outputs]
+        texts = iter(
+            self.processor.tokenizer.batch_decode([one.token_ids for one in captions], skip_special_tokens=True)
+        )
         return [
             Rollout(
                 image_id=image_id,
                 prompt_token_ids=self._prompt_token_ids,
                 token_ids=tuple(caption.token_ids),
-                logprobs=tuple(
-                    step[token].logprob for step, token in zip(caption.logprobs, caption.token_ids, strict=True)
-                ),
-                text=caption.text,
+                logprobs=tuple(caption.logprobs.logprobs[start] for start in caption.logprobs.start_indices),
+                text=next(texts),
                 finish_reason=caption.finish_reason,
                 weights_version=self.weights_version,
             )

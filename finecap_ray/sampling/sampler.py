@@ -45,15 +45,19 @@ class Sampler:
         """Holds weights of at least `weights_version` afterwards. Returns the seconds it took; raises StaleWeightsError."""
         started = time.perf_counter()
         if self.engine.weights_version < weights_version:
-            newest: Weights | None = ray.get(self.board.latest.remote(), timeout=self.timeout_s)
+            newest: Weights | None = self._from_board(self.board.latest.remote())
             if newest is None or newest.version < weights_version:
                 held = "none" if newest is None else newest.version
                 raise StaleWeightsError(
                     f"captions of weights {weights_version} were asked for, the board holds {held}: publish them first"
                 )
-            arrays = ray.get(newest.tensors, timeout=self.timeout_s)
+            arrays = self._from_board(newest.tensors)
             self.engine.load(newest.version, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
         return time.perf_counter() - started
+
+    def _from_board(self, reference: ray.ObjectRef):
+        late = f"the weight board didn't answer within {self.timeout_s:.0f} s: its node is gone or overloaded"
+        return get_within(reference, self.timeout_s, late)
 
     def publish_captioner(self, weights_version: int, captioner: str) -> None:
         """Puts the weights of a saved captioner of the same architecture on the board."""

@@ -14,6 +14,8 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from finecap_ray.cluster import get_within
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -39,6 +41,7 @@ class WeightBoard:
 
 
 def publish(board: ActorHandle, version: int, state_dict: dict, timeout_s: float) -> None:
-    """Publishes a torch state dict and waits until the board holds it."""
+    """Publishes a torch state dict and waits until the board holds it. Raises DeadlineError."""
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()}
-    ray.get(board.publish.remote(version, tensors), timeout=timeout_s)
+    late = f"the weight board didn't take weights {version} within {timeout_s:.0f} s: its node is gone or overloaded"
+    get_within(board.publish.remote(version, tensors), timeout_s, late)

@@ -56,7 +56,7 @@ def train_scorer(
 
     head, text_parts = model.visual.head, model.text.proj if texts.frozen else model.text
     trained = [*head.parameters(), *text_parts.parameters(), model.logit_scale]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     batches = max(1, len(features) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.epochs * batches, pct_start=0.1

@@ -54,8 +54,7 @@ def train_rl(
     samplers = SamplerPool(captioner, settings.resources, logs=f"{run_dir}/logs")
     rewards = RewardPool(scorer, settings.rl.reward, references, settings.resources)
     try:
-        check_scorer(manifest, rewards.digest())
-        samplers.wait_until_ready()
+        # The workers start while samplers and reward actors do, and wait for them before the first step.
         job = RlJob(settings, captioner, bags, run_dir, steps, checkpoint, samplers, rewards)
         run_workers(_worker, {"job": job}, settings.rl.num_workers, settings.resources, f"{run_dir}/logs")
     finally:
@@ -95,6 +94,8 @@ def _worker(config: dict[str, Any]) -> None:
         estimator=estimator(settings.rl.advantage),
         callbacks=[MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard")],
     )
+    check_scorer(manifest, job.rewards.digest())
+    job.samplers.wait_until_ready()
     trainer.train(resume_from_checkpoint=job.resume_from)
     if trainer.is_world_process_zero():
         model.eval().save_pretrained(run_dir / "captioner")

@@ -6,11 +6,11 @@ which advantages are used, the sampler's log-probs as behaviour policy, and the 
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from finecap_ray.config import RlSettings
 from finecap_ray.errors import ConfigError, DriftError, UnsupportedError
 from finecap_ray.records import Bag, Rollout
 from finecap_ray.training.advantages import RunningMean
+from finecap_ray.training.micro_batches import split_by_length
 
 SUPPORTED_TRL = ("1.16",)
 ADVANTAGE_STATE_FILE = "advantage_state.json"
@@ -71,6 +72,7 @@ class BagTrainer(GRPOTrainer):
         self._scored: ScoredRollouts | None = None
         self._chunks: list[dict[str, Any]] = []
         self._chunk: dict[str, Any] = {}
+        self._shares_images = getattr(model, "shares_images", False)
         super().__init__(
             model,
             reward_funcs=[_component(name) for name in self._weights],
@@ -94,7 +96,13 @@ class BagTrainer(GRPOTrainer):
         if self._step % micro_batches == 0:
             self._step_bags = step_bags
             rows = [_row(image) for bag in step_bags for image in bag.images for _ in range(self.num_generations)]
-            self._chunks = _split(self._generate_and_score_completions(rows), len(rows), micro_batches)
+            self._chunks = split_by_length(
+                self._generate_and_score_completions(rows),
+                micro_batches,
+                self.loss_type,
+                self.num_generations,
+                self._shares_images,
+            )
         return self._chunks[self._step % micro_batches]
 
     def _collect(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
@@ -122,13 +130,15 @@ class BagTrainer(GRPOTrainer):
         return output
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        # TRL averages over the rows of a micro-batch and then over micro-batches: right only where they are equal.
         self._chunk = inputs
         return super()._compute_loss(model, inputs) * inputs["share"]
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any):
-        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if torch.is_grad_enabled() and self.model.training:
+    def _get_per_token_logps_and_entropies(self, model: torch.nn.Module, *args: Any, **kwargs: Any):
+        updating = torch.is_grad_enabled() and self.model.training
+        if updating and self._shares_images:
+            model = partial(model, image_of_row=self._chunk["image_of_row"])
+        result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        if updating:
             self._guard_drift(result[0].detach())
         return result
 
@@ -242,17 +252,3 @@ def _component(name: str) -> Callable[..., Iterable[float]]:
 
     reward.__name__ = name
     return reward
-
-
-def _split(batch: dict[str, Any], rows: int, parts: int) -> list[dict[str, Any]]:
-    """Row-wise into `parts` nearly equal chunks; `share` makes a mean of their means the mean over all rows."""
-    bounds = np.linspace(0, rows, parts + 1).round().astype(int).tolist()
-    chunks = []
-    for start, end in itertools.pairwise(bounds):
-        chunk = {name: value[start:end] if _per_row(value, rows) else value for name, value in batch.items()}
-        chunks.append(chunk | {"share": (end - start) * parts / rows})
-    return chunks
-
-
-def _per_row(value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor | list) and (isinstance(value, list) or value.ndim > 0) and len(value) == rows
