@@ -77,7 +77,7 @@ class Pipeline:
             "features",
             {
                 "examples": table_digest(self.examples),
-                "tower": settings.tower.model_dump(),
+                "tower": settings.tower.model_dump(exclude={"batch_size", "rows_per_file"}),
                 "data": settings.data.model_dump(),
             },
             lambda out: embed_examples(self.examples, out, settings.tower, settings.data, settings.resources),

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import open_clip
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from open_clip.hf_model import HFTextEncoder
 from safetensors.torch import save_file
 from torch import Tensor
 
 from finecap_ray.errors import DataError, UnsupportedError
 from finecap_ray.scorers.digest import weight_digest
-from finecap_ray.scorers.tower import decode_image
+from finecap_ray.scorers.tower import decode_image, device
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -27,7 +27,9 @@ _TEXT_BATCH = 256
 
 
 class Scorer:
-    """A frozen open_clip model with its preprocessing and tokenizer.
+    """A frozen open_clip model with its preprocessing and tokenizer, on the GPU that this process was given, if any.
+
+    What it returns is on the CPU.
 
     digest        of all weights; bag sets carry it, the reward compares it
     tower_digest  of the frozen image tower whose cached features `project_features` takes; "" where there is none
@@ -35,7 +37,8 @@ class Scorer:
     """
 
     def __init__(self, model: torch.nn.Module, preprocess, tokenizer, name: str, tower_digest: str = "") -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.device = device()
+        self.model = model.to(self.device).eval().requires_grad_(False)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.name = name
@@ -49,13 +52,13 @@ class Scorer:
         batches = []
         for start in range(0, len(images), _IMAGE_BATCH):
             pixels = torch.stack([self.preprocess(decode_image(one)) for one in images[start : start + _IMAGE_BATCH]])
-            batches.append(self.model.encode_image(pixels, normalize=True).float())
+            batches.append(self.model.encode_image(pixels.to(self.device), normalize=True).float().cpu())
         return torch.cat(batches)
 
     @torch.inference_mode()
     def project_features(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n D"]:
         """Unit-norm embeddings from the pooled features of the frozen tower: what `embed_images` gives, without the tower."""
-        return torch.nn.functional.normalize(self.model.visual.head(features.float()), dim=-1)
+        return torch.nn.functional.normalize(self.model.visual.head(features.float().to(self.device)), dim=-1).cpu()
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "n D"]:
@@ -63,18 +66,16 @@ class Scorer:
         unique = list(dict.fromkeys(texts))
         tokens = self.tokenizer(unique)
         # Texts of like length share a batch, and a Hugging Face tower needs no padding past the longest of them.
-        lengths = (
-            _lengths(tokens)
-            if isinstance(self.model.text, HFTextEncoder)
-            else torch.full((len(tokens),), tokens.shape[1])
-        )
+        cuts = isinstance(getattr(self.model, "text", None), HFTextEncoder)
+        lengths = _lengths(tokens) if cuts else torch.full((len(tokens),), tokens.shape[1])
         order = lengths.argsort(stable=True)
         batches = [tokens[rows, : int(lengths[rows].max())] for rows in order.split(_TEXT_BATCH)]
-        embedded = torch.cat([self.model.encode_text(batch, normalize=True).float() for batch in batches])[
-            order.argsort()
-        ]
+        embedded = torch.cat([self._embed_tokens(batch) for batch in batches])[order.argsort()]
         row = {text: index for index, text in enumerate(unique)}
         return embedded[[row[text] for text in texts]]
+
+    def _embed_tokens(self, tokens: Int[Tensor, "n T"]) -> Float[Tensor, "n D"]:
+        return self.model.encode_text(tokens.to(self.device), normalize=True).float().cpu()
 
     def truncated(self, texts: list[str]) -> Float[Tensor, n]:
         """1 where a text fills the scorer's context (its end is cut, or just fits), else 0."""

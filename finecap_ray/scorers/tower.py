@@ -37,11 +37,19 @@ class FrozenTower:
         self.preprocess = image_transform(image_size, is_train=False, mean=MEAN, std=STD)
         self.width: int = model.num_features
         self.digest = weight_digest(model.state_dict(), image_size, MEAN, STD)
+        self.device = device()
+        self.model.to(self.device, memory_format=torch.channels_last)  # twice as fast on a CPU
 
     @torch.inference_mode()
     def embed(self, images: list[bytes]) -> Float[Tensor, "n F"]:
         """Pooled features. Raises DataError for bytes that aren't an image."""
-        return self.model(torch.stack([self.preprocess(decode_image(image)) for image in images]))
+        pixels = torch.stack([self.preprocess(decode_image(image)) for image in images])
+        return self.model(pixels.to(self.device, memory_format=torch.channels_last)).cpu()
+
+
+def device() -> str:
+    """The GPU of this process, where Ray (or the machine) gave it one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_tower(settings: TowerSettings) -> FrozenTower:

@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from finecap_ray.errors import DataError
 from finecap_ray.scorers.packages import minilm_folder
-from finecap_ray.scorers.scorer import WEIGHTS_FILE, load_scorer
+from finecap_ray.scorers.scorer import WEIGHTS_FILE, Scorer, load_scorer
 
 TEXTS = ["a red apple", "", "a green pear on a plate", "a red apple"]
 
@@ -133,3 +133,16 @@ def test_without_a_hub_the_error_says_that_weights_cannot_be_fetched(tmp_path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
     assert "the weights of RN50/yfcc15m can't be fetched here" in done.stdout
+
+
+def test_a_model_of_the_first_clip_kind_embeds_texts():
+    """Its text tower is not a module of its own, and its positions are fixed: no text may be cut to the longest."""
+    name = "ViT-S-32-alt"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    texts = ["a dog", "a cat on a mat with a hat", "a dog"]
+    embedded = Scorer(model, preprocess, tokenizer, name).embed_texts(texts)
+    with torch.inference_mode():
+        expected = model.encode_text(tokenizer(texts), normalize=True)
+    assert torch.allclose(embedded, expected, atol=1e-6)
+    assert torch.equal(embedded[0], embedded[2])
