@@ -3,23 +3,24 @@
     python benchmarks/rl_throughput.py --run-dir runs/demo       (scorer, captioner and bags of a finished demo)
     python benchmarks/rl_throughput.py                           (makes small ones first)
 
-Both take the same captioner, bags, batch, dtype, threads and reward, and run back to back in rounds, each in a Ray process
-of the same environment; TRL gets the step as one batch, which is what is fastest for it. The learning rate is 0, so that both caption with the same policy throughout: the update is
-computed in full, and changes nothing. First steps are left out; times are medians over the others, and a ratio is the
-median of those of the rounds.
+All three take the same captioner, bags, batch, dtype and threads, each in Ray processes of the same environment. They take
+turns, step by step, and a ratio is the median over the rounds of one step of each: what a shared machine gives changes by
+a third from minute to minute, and so hits all three alike. The learning rate is 0, so that all caption with the same policy
+throughout: the update is computed in full, and changes nothing. First steps are left out.
 
-    ours   the real loop: `train_rl`, with samplers, reward actors and BagTrainer under Ray Train.
-           A step is the time from one line of its log to the next.
-    TRL    GRPOTrainer as it comes; the reward is the same class, called in the trainer's process.
+    ours   the real loop: `train_rl`, with samplers, reward actors and BagTrainer under Ray Train
+    TRL    GRPOTrainer as it comes, the whole step as one batch, which is fastest; the reward is the same class, called in
+           the trainer's process
     bare   vLLM's generate without seeds and log-probs, and one forward and backward of those sequences in torch:
-           what an RL step can't do without.
+           what an RL step can't do without
 
-Only the ratios are claimed: captions per second depend on the machine, and on what else it does.
+A step's time is from its turn to the call that asks for the next one, logging included. Only the ratios are claimed.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from transformers import TrainerCallback
 
 from finecap_ray.bags.build import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags
@@ -62,47 +64,73 @@ class Workload:
         return len(self.steps[0]) * len(self.steps[0][0].images) * self.settings.rl.captions_per_image
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What was measured of each, one after the other."""
+@ray.remote(num_cpus=0)
+class Turns:
+    """Lets one of several processes work at a time, in order."""
 
-    ours: dict[str, Any]
-    trl: dict[str, Any]
-    bare: dict[str, Any]
+    def __init__(self, names: list[str]) -> None:
+        self.names, self.changed = names, asyncio.Condition()
+        self.reports: dict[str, list[float]] = {}
 
-    @property
-    def step_s(self) -> dict[str, float]:
-        return {
-            "ours": statistics.median(self.ours["step_s"]),
-            "trl": statistics.median(self.trl["step_s"]),
-            "bare": self.bare["generate"] + self.bare["forward_and_backward"],
-        }
+    async def take(self, name: str) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.names[0] == name)
+
+    async def report(self, name: str, step_s: list[float]) -> None:
+        self.reports[name] = step_s
+
+    async def reported(self, name: str) -> list[float]:
+        return self.reports[name]
+
+    async def give(self, name: str, last: bool) -> None:
+        async with self.changed:
+            self.names.remove(name)
+            self.names += [] if last else [name]
+            self.changed.notify_all()
+
+
+class Clock(TrainerCallback):
+    """Seconds of every step, from its turn to the call that asks for the next."""
+
+    def __init__(self, turns: Any, name: str) -> None:
+        self.turns, self.name = turns, name
+        self.step_s: list[float] = []
+        self.started: float | None = None
+
+    def on_step_begin(self, args=None, state=None, control=None, **kwargs) -> None:
+        self.stop(last=False)
+        ray.get(self.turns.take.remote(self.name), timeout=TIMEOUT_S)
+        self.started = time.perf_counter()
+
+    def on_train_end(self, args=None, state=None, control=None, **kwargs) -> None:
+        self.stop(last=True)
+        ray.get(self.turns.report.remote(self.name, self.step_s), timeout=TIMEOUT_S)
+
+    def stop(self, last: bool) -> None:
+        if self.started is not None:
+            self.step_s.append(time.perf_counter() - self.started)
+            ray.get(self.turns.give.remote(self.name, last), timeout=TIMEOUT_S)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", type=Path, help="a finished run, of which scorer, mle and bags/train are used")
     parser.add_argument("--bag-size", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="steps that are measured")
-    parser.add_argument("--rounds", type=int, default=3, help="times that all three are measured, one after the other")
-    parser.add_argument("--warm-up", type=int, default=2, help="first steps that are left out")
+    parser.add_argument("--steps", type=int, default=20, help="steps that are measured")
+    parser.add_argument("--warm-up", type=int, default=3, help="first steps that are left out")
     options = parser.parse_args()
-    if min(options.warm_up, options.steps, options.rounds) < 1:
-        parser.error("--warm-up, --steps and --rounds must be 1 or more")
+    if min(options.warm_up, options.steps) < 1:
+        parser.error("--warm-up and --steps must be 1 or more")
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = absolute(options.run_dir or scratch)
         settings = load_settings(f"{run_dir}/config.yaml") if options.run_dir else make_run(run_dir)
         connect(settings.resources)
         workload = read_workload(settings, run_dir, options.bag_size, options.steps, options.warm_up)
-        rounds = [
-            Round(
-                ours=measure_ours(workload, f"{scratch}/ours-{number}"),
-                trl=ray.get(measure_trl.remote(workload, f"{scratch}/trl-{number}"), timeout=TIMEOUT_S),
-                bare=ray.get(measure_bare.remote(workload), timeout=TIMEOUT_S),
-            )
-            for number in range(options.rounds)
-        ]
-    result = summary(workload, rounds)
+        turns = Turns.remote(["ours", "trl", "bare"])
+        others = [measure_trl.remote(workload, f"{scratch}/trl", turns), measure_bare.remote(workload, turns)]
+        ours = measure_ours(workload, f"{scratch}/ours", turns)
+        trl, bare = ray.get(others, timeout=TIMEOUT_S)
+    result = summary(workload, ours, trl, bare)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "rl_throughput.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (RESULTS / "rl_throughput.md").write_text(table(result), encoding="utf-8")
@@ -130,7 +158,7 @@ def read_workload(settings: Settings, run_dir: str, bag_size: int, steps: int, w
     rl = settings.rl.model_copy(
         update={
             "curriculum": (Stage(bag_size=bag_size, epochs=100),),
-            "max_steps": steps + warm_up,
+            "max_steps": warm_up + steps + 1,  # the last step ends with a checkpoint, and is left out
             "learning_rate": 0.0,
             "save_every": 10**6,
             "num_workers": 1,
@@ -150,30 +178,31 @@ def read_workload(settings: Settings, run_dir: str, bag_size: int, steps: int, w
     )
 
 
-def measure_ours(workload: Workload, out: str) -> dict[str, Any]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+def measure_ours(workload: Workload, out: str, turns: Any) -> dict[str, Any]:
     from finecap_ray.training.loop import train_rl
 
-    train_rl(workload.settings, workload.captioner, workload.bag_set, workload.scorer, workload.references, out)
-    rows = [row for row in read_metrics(Path(out) / "metrics.jsonl") if "reward" in row]
-    events = EventAccumulator(f"{out}/tensorboard").Reload()
-    logged_at = [event.wall_time for event in events.Scalars("reward")]
-    rows, logged_at = rows[workload.warm_up :], logged_at[workload.warm_up - 1 :]
-    seconds = {part: statistics.median(row[f"seconds/{part}"] for row in rows) for part in PARTS}
+    train_rl(
+        workload.settings,
+        workload.captioner,
+        workload.bag_set,
+        workload.scorer,
+        workload.references,
+        out,
+        callbacks=[Clock(turns, "ours")],
+    )
+    rows = [row for row in read_metrics(Path(out) / "metrics.jsonl") if "reward" in row][workload.warm_up : -1]
     return {
-        "step_s": np.diff(logged_at).tolist(),
+        "step_s": ray.get(turns.reported.remote("ours"), timeout=TIMEOUT_S)[workload.warm_up : -1],
         "tokens_per_caption": statistics.mean(row["completions/mean_length"] for row in rows),
         "reward": statistics.mean(row["reward"] for row in rows),
-        "parts_s": seconds,
+        "parts_s": {part: statistics.median(row[f"seconds/{part}"] for row in rows) for part in PARTS},
     }
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def measure_trl(workload: Workload, out: str) -> dict[str, Any]:
+def measure_trl(workload: Workload, out: str, turns: Any) -> dict[str, Any]:
     import torch
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from finecap_ray.captioners import load_captioner
@@ -200,14 +229,6 @@ def measure_trl(workload: Workload, out: str) -> dict[str, Any]:
             )
         )
         return sum(weights[name] * np.nan_to_num(values) for name, values in reply.components.items()).tolist()
-
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.logged_at: list[float] = []
-
-        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-            if "reward" in logs:
-                self.logged_at.append(time.time())
 
     prompt = [{"role": "user", "content": "Describe the image."}]
     dataset = Dataset.from_dict(
@@ -242,21 +263,21 @@ def measure_trl(workload: Workload, out: str) -> dict[str, Any]:
         disable_tqdm=True,
     )
     model, processor = load_captioner(workload.captioner)
-    clock = Clock()
+    clock = Clock(turns, "trl")
     trainer = GRPOTrainer(
         model.train(), reward, args=arguments, train_dataset=dataset, processing_class=processor, callbacks=[clock]
     )
     trainer.train()
-    rows = [row for row in trainer.state.log_history if "reward" in row][workload.warm_up :]
+    rows = [row for row in trainer.state.log_history if "reward" in row][workload.warm_up : -1]
     return {
-        "step_s": np.diff(clock.logged_at[workload.warm_up - 1 :]).tolist(),
+        "step_s": clock.step_s[workload.warm_up : -1],
         "tokens_per_caption": statistics.mean(row["completions/mean_length"] for row in rows),
         "reward": statistics.mean(row["reward"] for row in rows),
     }
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def measure_bare(workload: Workload) -> dict[str, Any]:
+def measure_bare(workload: Workload, turns: Any) -> dict[str, Any]:
     """Seconds of vLLM's generate, of our engine on top of it (seeds, log-probs, records), and of forward and backward."""
     import torch
     from vllm import SamplingParams
@@ -301,7 +322,9 @@ def measure_bare(workload: Workload) -> dict[str, Any]:
 
     seconds: dict[str, list[float]] = {"generate": [], "engine": [], "forward_and_backward": []}
     lengths = []
+    clock = Clock(turns, "bare")
     for step, bags in enumerate(workload.steps):
+        clock.on_step_begin()
         images = [image for bag in bags for image in bag.images]
         features = np.stack([image.features for image in images])
         pixels = torch.from_numpy(features.astype(np.float32)).repeat_interleave(rl.captions_per_image, 0).to(device)
@@ -320,21 +343,17 @@ def measure_bare(workload: Workload) -> dict[str, Any]:
         seconds["generate"].append(generated - started)
         seconds["forward_and_backward"].append(updated - updating)
         seconds["engine"].append(time.perf_counter() - updated)
-    return {name: statistics.median(values[workload.warm_up :]) for name, values in seconds.items()} | {
-        "tokens_per_caption": statistics.mean(lengths)
-    }
+    clock.on_train_end()
+    seconds = {name: values[workload.warm_up : -1] for name, values in seconds.items()}
+    return seconds | {"tokens_per_caption": statistics.mean(lengths)}
 
 
-def summary(workload: Workload, rounds: list[Round]) -> dict[str, Any]:
+def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any], bare: dict[str, Any]) -> dict[str, Any]:
     captions, rl = workload.captions_per_step, workload.settings.rl
-    steps = [one.step_s for one in rounds]
-    step_s = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
-    parts = {part: statistics.median(one.ours["parts_s"][part] for one in rounds) for part in PARTS}
-    parts |= {"other": step_s["ours"] - sum(parts.values())}
-    ratios = {
-        "ratio_to_trl": [step["trl"] / step["ours"] for step in steps],
-        "ratio_to_bare": [step["ours"] / step["bare"] for step in steps],
-    }
+    bare_s = np.add(bare["generate"], bare["forward_and_backward"])
+    every = {"ours": np.array(ours["step_s"]), "trl": np.array(trl["step_s"]), "bare": bare_s}
+    step_s = {name: float(np.median(own)) for name, own in every.items()}
+    parts = ours["parts_s"] | {"other": step_s["ours"] - sum(ours["parts_s"].values())}
     return {
         "machine": {"cpus": os.cpu_count(), "threads": workload.settings.resources.threads, "kind": platform.machine()},
         "batch": {
@@ -346,17 +365,16 @@ def summary(workload: Workload, rounds: list[Round]) -> dict[str, Any]:
             "bf16": rl.bf16,
             "kl_weight": rl.kl_weight,
         },
-        "steps": len(rounds[0].ours["step_s"]),
-        "rounds": len(rounds),
+        "steps": len(every["ours"]),
         "captions_per_s": {name: captions / seconds for name, seconds in step_s.items()},
-        **{name: statistics.median(own) for name, own in ratios.items()},
-        "of_each_round": ratios,
+        "ratio_to_trl": float(np.median(every["trl"] / every["ours"])),
+        "ratio_to_bare": float(np.median(every["ours"] / every["bare"])),
         "step_s": step_s,
         "parts_s": parts,
-        "bare_s": [one.bare for one in rounds],
-        "tokens_per_caption": {name: getattr(rounds[0], name)["tokens_per_caption"] for name in ("ours", "trl")},
-        "mean_reward": {name: getattr(rounds[0], name)["reward"] for name in ("ours", "trl")},
-        "every_step_s": [{"ours": one.ours["step_s"], "trl": one.trl["step_s"]} for one in rounds],
+        "bare_s": {name: statistics.median(bare[name]) for name in ("generate", "engine", "forward_and_backward")},
+        "tokens_per_caption": {name: own["tokens_per_caption"] for name, own in (("ours", ours), ("trl", trl))},
+        "mean_reward": {"ours": ours["reward"], "trl": trl["reward"]},
+        "every_step_s": {name: own.round(3).tolist() for name, own in every.items()},
     }
 
 
@@ -364,7 +382,7 @@ def table(result: dict[str, Any]) -> str:
     batch, rate, step = result["batch"], result["captions_per_s"], result["step_s"]
     lines = [
         f"{batch['images']} images x {batch['captions_per_image']} captions a step, bags of {batch['bag_size']}, "
-        f"medians of {result['rounds']} rounds of {result['steps']} steps, {result['machine']['cpus']} CPUs.",
+        f"medians of {result['steps']} steps in turns, {result['machine']['cpus']} CPUs.",
         "",
         "| | s per step | captions/s |",
         "|---|---:|---:|",

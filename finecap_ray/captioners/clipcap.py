@@ -145,22 +145,22 @@ class ClipCapModel(ClipCapPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """input_ids [B, T] with P placeholders per image, pixel_values [images, F] -> hidden states [B, T, H].
 
-        Rows that show the same image can share its features, which are then mapped once: `image_of_row` [B] says which of
-        `pixel_values` each row shows. Raises ValueError when placeholders and images don't match.
+        Rows that show the same image can share its prefix, which then runs through mapper and decoder once: with
+        `image_of_row` [B], the image of each row, `input_ids` [B, 1 + T] begin with one placeholder that stands for all P,
+        and its hidden state is that of the last of them. Raises ValueError when placeholders and images don't match.
         """
+        if image_of_row is not None:
+            return self._forward_shared(input_ids, attention_mask, pixel_values, image_of_row)
         if inputs_embeds is None:
             slots = input_ids == self.config.image_token_id
             inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(slots, 0))
-            shown = pixel_values if image_of_row is None else image_of_row
-            images = 0 if shown is None else len(shown)
+            images = 0 if pixel_values is None else len(pixel_values)
             if int(slots.sum()) != images * self.config.prefix_length:
                 raise ValueError(
                     f"{int(slots.sum())} image placeholders for {images} images of {self.config.prefix_length} prefix embeddings each"
                 )
             if images:
                 prefix = self.mapper(pixel_values.to(self.mapper.out.weight.dtype)).to(inputs_embeds.dtype)
-                if image_of_row is not None:
-                    prefix = prefix[image_of_row]
                 inputs_embeds = inputs_embeds.masked_scatter(slots.unsqueeze(-1), prefix)
         if position_ids is None and attention_mask is not None and past_key_values is None:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -171,6 +171,27 @@ class ClipCapModel(ClipCapPreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
+
+    def _forward_shared(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor,
+        image_of_row: torch.Tensor,
+    ) -> BaseModelOutputWithPast:
+        prefix = self.mapper(pixel_values.to(self.mapper.out.weight.dtype))
+        images = self.language_model(inputs_embeds=prefix, use_cache=True)
+        cache = images.past_key_values
+        cache.batch_select_indices(image_of_row)
+        length = prefix.shape[1]
+        texts = self.language_model(
+            inputs_embeds=self.get_input_embeddings()(input_ids[:, 1:]),
+            attention_mask=torch.cat([attention_mask[:, :1].expand(-1, length), attention_mask[:, 1:]], dim=1),
+            position_ids=torch.arange(length, length + input_ids.shape[1] - 1, device=input_ids.device)[None],
+            past_key_values=cache,
+        )
+        last = images.last_hidden_state[image_of_row, -1:]
+        return BaseModelOutputWithPast(last_hidden_state=torch.cat([last, texts.last_hidden_state], dim=1))
 
 
 class ClipCapForConditionalGeneration(ClipCapPreTrainedModel, GenerationMixin):

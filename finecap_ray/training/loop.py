@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
+from transformers import TrainerCallback
 
 from finecap_ray.bags.build import check_scorer, read_manifest
 from finecap_ray.bags.history import plan_from
@@ -39,13 +41,21 @@ class RlJob:
     resume_from: str | None
     samplers: SamplerPool
     rewards: RewardPool
+    callbacks: tuple[TrainerCallback, ...] = ()
 
 
 def train_rl(
-    settings: Settings, captioner: str, bags: str, scorer: str, references: list[list[str]], run_dir: str
+    settings: Settings,
+    captioner: str,
+    bags: str,
+    scorer: str,
+    references: list[list[str]],
+    run_dir: str,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Runs (or goes on with) RL and writes the captioner into `<run_dir>/captioner`.
 
+    `callbacks` are transformers' and see every step of every worker; they have to pickle.
     A checkpoint in `<run_dir>/checkpoints` is gone on from. Raises MismatchError when scorer, bags and captioner don't fit.
     """
     manifest = read_manifest(bags)
@@ -55,7 +65,7 @@ def train_rl(
     rewards = RewardPool(scorer, settings.rl.reward, references, settings.resources)
     try:
         # The workers start while samplers and reward actors do, and wait for them before the first step.
-        job = RlJob(settings, captioner, bags, run_dir, steps, checkpoint, samplers, rewards)
+        job = RlJob(settings, captioner, bags, run_dir, steps, checkpoint, samplers, rewards, tuple(callbacks))
         run_workers(_worker, {"job": job}, settings.rl.num_workers, settings.resources, f"{run_dir}/logs")
     finally:
         samplers.close()
@@ -92,7 +102,7 @@ def _worker(config: dict[str, Any]) -> None:
         bags=lambda step: stream_bags(job.bags, job.steps.from_step(step), rank),
         rollout=Rollouts(job),
         estimator=estimator(settings.rl.advantage),
-        callbacks=[MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard")],
+        callbacks=[MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard"), *job.callbacks],
     )
     check_scorer(manifest, job.rewards.digest())
     job.samplers.wait_until_ready()

@@ -27,7 +27,8 @@ def split_by_length(
     """TRL's batch of C captions, image by image -> `parts` batches of nearly C / parts captions, in order of their length.
 
     Each is cut to its own longest caption, and `share` is the factor of its loss. With `share_images` the rows of
-    `pixel_values` are those of the images in it, once, and `image_of_row` [rows] says which of them a caption is of.
+    `pixel_values` are those of the images in it, once, `image_of_row` [rows] says which of them a caption is of, and of the
+    prompt (which is the image and no more) one token is left to stand for it.
     """
     mask: Bool[Tensor, "C T"] = batch["completion_mask"].bool()
     lengths = mask.sum(dim=1)
@@ -40,6 +41,7 @@ def split_by_length(
         part |= {name: part[name][:, :longest] for name in _PER_TOKEN if part.get(name) is not None}
         if share_images:
             part |= _images_once(batch["pixel_values"], rows, captions_per_image)
+            part |= {name: part[name][:, -1:] for name in ("prompt_ids", "prompt_mask")}
         made.append(part | {"share": _share(loss_type, mask, rows, parts)})
     return made
 

@@ -14,6 +14,7 @@ def batch():
     mask = torch.arange(5)[None, :] < torch.tensor(LENGTHS)[:, None]
     return {
         "prompt_ids": torch.zeros(6, 5, dtype=torch.long),
+        "prompt_mask": torch.ones(6, 5, dtype=torch.int),
         "completion_ids": tokens * mask,
         "completion_mask": mask.int(),
         "sampling_per_token_logps": -tokens.float() * mask,
@@ -44,6 +45,7 @@ def test_an_image_of_several_captions_comes_once(batch):
     assert first["advantages"].tolist() == [1, 3, 5]
     assert first["pixel_values"][:, 0].tolist() == [0, 1, 2]
     assert first["image_of_row"].tolist() == [0, 1, 2]
+    assert first["prompt_ids"].shape == first["prompt_mask"].shape == (3, 1)
     assert last["advantages"].tolist() == [0, 2, 4]
     assert sum(last["num_images"]) == len(last["pixel_values"]) == 3
     whole = split_by_length(batch, 1, "dr_grpo", captions_per_image=2, share_images=True)[0]
