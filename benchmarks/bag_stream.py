@@ -67,7 +67,7 @@ def pyarrow_alone(folder: Path, manifest: dict, size: int, records: bool) -> int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=60_000)
+    parser.add_argument("--images", type=int, default=180_000)
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     connect(ResourceSettings(num_cpus=2, object_store_mb=1024))

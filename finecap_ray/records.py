@@ -7,6 +7,9 @@ Rollout   one sampled caption, with the log-probabilities of the policy that mad
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import Any, Self
@@ -92,6 +95,19 @@ class Bag:
     images: tuple[BagImage, ...]
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python looks for garbage after every 700 new objects, and for records that are made by the thousand there is none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def bags_from_arrow(table: pa.Table) -> list[Bag]:
     """The rows of a table in BAG_SCHEMA; the images may be left out of it. Vectors are views of the table's memory."""
     lists = table["images"].combine_chunks()

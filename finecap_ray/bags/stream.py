@@ -6,7 +6,7 @@ and in other processes. Its own splitting of a stream among workers drops rows, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from finecap_ray.errors import DataError
 from finecap_ray.records import Bag, bags_from_arrow
 
 _READS_PER_DATASET = 256  # reads that one Ray Data pipeline is set up for; setting one up takes some 0.1 s
+_BYTES_PER_READ = 32 * 2**20  # of a Ray task, which costs some 30 ms beside the reading; a window at least
+_ENCODED_IMAGE = "images.list.element.image"
 COLUMNS = [
     "bag_id",
     "similarity",
@@ -89,7 +91,8 @@ def _arriving(
     folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int
 ) -> Iterator[tuple[int, int, Bag]]:
     """Size, row and bag, in the order of the plan."""
-    for reads in _batched(_reads(plan, rank), _READS_PER_DATASET):
+    bags_per_read = {size: _BYTES_PER_READ // _bytes_per_bag(folder, size) for size in set(plan.bag_sizes)}
+    for reads in _batched(_reads(plan, rank, bags_per_read), _READS_PER_DATASET):
         dataset = ray.data.from_items(reads, override_num_blocks=len(reads)).map_batches(
             _read_rows, fn_kwargs={"folder": str(folder), "shelves": shelves}, batch_size=1, batch_format="pyarrow"
         )
@@ -108,19 +111,31 @@ def _arriving(
             yield from ((size, row, bags[size, row]) for size, row in wanted)
 
 
-def _reads(plan: RunPlan, rank: int) -> Iterator[dict[str, Any]]:
-    """The rows of a worker, one read for those of a window: a Ray task each."""
+def _reads(plan: RunPlan, rank: int, bags_per_read: Mapping[int, int]) -> Iterator[dict[str, Any]]:
+    """The rows of a worker, one read for those of some windows of an epoch: a Ray task each."""
     window, read = None, {}
     for step in plan:
         for part in step.parts:
             for row, own in zip(part.workers[rank], part.windows[rank], strict=True):
                 if window != (part.epoch, own):
-                    if window is not None:
-                        yield read
-                    window, read = (part.epoch, own), {"size": part.bag_size, "rows": []}
+                    full = window is None or len(read["rows"]) >= bags_per_read[part.bag_size]
+                    if full or window[0] != part.epoch:
+                        if window is not None:
+                            yield read
+                        read = {"size": part.bag_size, "rows": []}
+                    window = part.epoch, own
                 read["rows"].append(row)
     if window is not None:
         yield read
+
+
+def _bytes_per_bag(folder: str | Path, size: int) -> int:
+    """Of the columns that are read, in memory."""
+    with pq.ParquetFile(part_path(folder, size, 0)) as file:
+        group = file.metadata.row_group(0)
+        columns = [group.column(number) for number in range(group.num_columns)]
+        read = sum(one.total_uncompressed_size for one in columns if one.path_in_schema != _ENCODED_IMAGE)
+        return max(1, read // group.num_rows)
 
 
 def _batched(items: Iterator[Any], count: int) -> Iterator[list[Any]]:
@@ -133,7 +148,8 @@ def _read_rows(batch: pa.Table, folder: str, shelves: dict[int, Shelf]) -> pa.Ta
     (read,) = batch.to_pylist()
     table, rows = _row_groups(folder, read["size"], shelves[read["size"]], read["rows"], COLUMNS)
     sizes = pa.array(np.full(len(rows), read["size"]))
-    return table.append_column("size", sizes).append_column("row", pa.array(rows))
+    # In one piece: Ray packs and unpacks every chunk of every column on its own.
+    return table.append_column("size", sizes).append_column("row", pa.array(rows)).combine_chunks()
 
 
 def take_bags(folder: str | Path, size: int, shelf: Shelf, rows: Sequence[int], columns: list[str] | None) -> pa.Table:
