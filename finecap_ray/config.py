@@ -166,17 +166,35 @@ class Stage(Section):
 
 
 class RewardSettings(Section):
-    """Weights of the reward's components; a component with weight 0 is not computed."""
+    """Weights of the reward's components; a component with weight 0 is not computed. Penalties are 0 at best, or negative."""
 
     self_retrieval: float = 1.0
     kind: Literal["logprob", "probability", "accuracy", "similarity"] = "logprob"
     """What self-retrieval pays: log-probability of the own image, its probability, whether it is first, or the cosine."""
     scope: Literal["bag", "batch"] = "bag"
     """Which images compete: the own bag, or every image of the step."""
+    hard_negatives: int = Field(0, ge=0)
+    """Images of the training split, those nearest to the own one, that compete as well."""
     logit_scale: float | None = Field(None, gt=0)
     """s in s * cos; None takes the scorer's learned scale. Softer is more robust: a wrong pick then costs less."""
+    clip_score: float = 0.0
+    """Weight of 2.5 max(cos, 0) with the own image."""
+    ref_clip_score: float = 0.0
+    """Weight of the harmonic mean of that and the cosine of the closest human caption."""
+    text_prefix: str = ""
+    """Stands before captions and references where the scorer reads them: "A photo depicts " in CLIPScore's numbers."""
     cider: float = 0.0
     """Weight of CIDEr-D against the image's own captions (in units of CIDEr / 10, so about 0 to 1)."""
+    cider_frequencies: Literal["corpus", "batch"] = "corpus"
+    """How rare an n-gram is: among the captions of the training split, or of the step's images."""
+    length: float = Field(0.0, ge=0)
+    """Weight of the penalty on words past `longest`: -1 at twice as many."""
+    longest: int = Field(20, ge=1)
+    """Words, punctuation included; 3 % of the human captions of Flickr8k are longer."""
+    ended: float = Field(0.0, ge=0)
+    """Weight of the penalty of -1 on captions that are cut at the token limit, or end in white space."""
+    repetition: float = Field(0.0, ge=0)
+    """Weight of the penalty on pairs of words said twice: minus their share."""
 
 
 class RlSettings(Section):
@@ -193,9 +211,10 @@ class RlSettings(Section):
     """Row groups whose bags are shuffled together: a larger window mixes better, and is what a reader holds."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps even if the curriculum isn't over."""
-    advantage: Literal["leave_one_out", "group_mean", "group_normalised", "batch_mean", "running_mean"] = (
+    advantage: Literal["leave_one_out", "group_mean", "group_normalised", "batch_mean", "running_mean", "greedy"] = (
         "leave_one_out"
     )
+    """What a reward is compared with; `greedy` samples one more caption per image, the most probable one."""
     reward: RewardSettings = RewardSettings()
     learning_rate: float = Field(3e-4, ge=0)
     warmup_steps: int = Field(0, ge=0)

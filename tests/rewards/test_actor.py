@@ -8,7 +8,8 @@ import torch
 
 from finecap_ray.config import ResourceSettings, RewardSettings
 from finecap_ray.errors import ConfigError, DeadlineError
-from finecap_ray.rewards.actor import RewardPool, RewardRequest
+from finecap_ray.rewards.actor import RewardPool
+from finecap_ray.rewards.component import RewardRequest
 
 TEXTS = ["a red apple", "a green pear", "a red apple", "a flag", "a green pear", "apple apple"]
 
@@ -17,7 +18,9 @@ def request(bag_source, rows, bag_of_image, texts=TEXTS, references=None):
     """Captions shared out evenly among the images `rows` of the bag source."""
     return RewardRequest(
         texts=list(texts),
+        ended=np.arange(len(texts)) % 2 == 0,
         target=np.arange(len(rows)).repeat(len(texts) // len(rows)),
+        image_ids=[bag_source.image_ids[row] for row in rows],
         embeddings=bag_source.embeddings[rows].astype(np.float16),
         bag_of_image=np.array(bag_of_image),
         references=references or [tuple(bag_source.captions[row]) for row in rows],
