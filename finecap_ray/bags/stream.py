@@ -76,8 +76,8 @@ def read_bank(folder: str | Path) -> ImageBank:
     columns = [f"images.list.element.{name}" for name in ("image_id", "embedding")]
     parts = []
     for size in shelves(read_manifest(folder)):
-        images = pq.read_table(Path(folder) / f"size={size}", columns=columns, partitioning=None)["images"]
-        parts.append(images.combine_chunks().flatten())
+        for path in sorted((Path(folder) / f"size={size}").glob("part-*.parquet")):
+            parts.append(pq.ParquetFile(path).read(columns=columns)["images"].combine_chunks().flatten())
     ids = np.concatenate([part.field("image_id").to_numpy(zero_copy_only=False) for part in parts])
     embeddings = np.concatenate(
         [part.field("embedding").flatten().to_numpy(zero_copy_only=False).reshape(len(part), -1) for part in parts]
