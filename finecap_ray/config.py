@@ -9,15 +9,14 @@ An unknown key is an error that names the nearest known one.
 
 from __future__ import annotations
 
-import difflib
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finecap_ray.errors import ConfigError
+from finecap_ray.settings_file import explain, read_tree, set_dotted
 
 
 class Section(BaseModel):
@@ -343,83 +342,18 @@ def load_settings(source: str | Path, overrides: list[str] | tuple[str, ...] = (
 
     Raises ConfigError for a missing file, an unknown key (naming the nearest one) or a value out of range.
     """
-    tree = _read_tree(source)
+    tree = read_tree(source)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} has no '=': write key=value, for example rl.learning_rate=1e-4")
-        _set_dotted(tree, key.strip().split("."), yaml.safe_load(value))
+        set_dotted(tree, key.strip().split("."), yaml.safe_load(value))
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-
-
-def preset_names() -> list[str]:
-    return sorted(path.name.removesuffix(".yaml") for path in _presets().iterdir() if path.name.endswith(".yaml"))
+        raise ConfigError(explain(error, Settings)) from None
 
 
 def dump_settings(settings: Settings) -> str:
     """The resolved tree as YAML; `load_settings` of it gives equal settings."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-
-
-def _presets():
-    return resources.files("finecap_ray") / "presets"
-
-
-def _read_tree(source: str | Path) -> dict[str, Any]:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(
-                f"no config file {path}: give the path of a YAML file, or a preset out of {', '.join(preset_names())}"
-            )
-        text = path.read_text(encoding="utf-8")
-    else:
-        if str(source) not in preset_names():
-            near = difflib.get_close_matches(str(source), preset_names(), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(
-                f"no preset {str(source)!r}: {hint}presets are {', '.join(preset_names())}; a file ends in .yaml"
-            )
-        text = (_presets() / f"{source}.yaml").read_text(encoding="utf-8")
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} isn't valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source} must hold settings by name, found a {type(tree).__name__}")
-    return tree
-
-
-def _set_dotted(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    *parents, last = keys
-    for key in parents:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{'.'.join(keys)}: {key} is a value, not a section")
-    # YAML reads 1e-4 as text (it wants 1.0e-4); pydantic turns such text into a float.
-    tree[last] = value
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for issue in error.errors():
-        location = ".".join(str(part) for part in issue["loc"])
-        if issue["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(location, _all_keys(Settings), n=1, cutoff=0.0)
-            lines.append(f"unknown setting {location!r}: the nearest known one is {near[0]!r}")
-        else:
-            value = f", got {issue['input']!r}" if issue["loc"] else ""
-            lines.append(f"{location + ': ' if location else ''}{issue['msg'].removeprefix('Value error, ')}{value}")
-    return "\n".join(lines)
-
-
-def _all_keys(section: type[Section], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += _all_keys(field.annotation, f"{prefix}{name}.")
-    return keys

@@ -50,7 +50,9 @@ def test_the_probes_by_hand():
         "its nouns alone": "dogs sand",
         "trailing spaces": "Two brown dogs are running on the wet sand .      ",
         "no end": "Two brown dogs are running on the wet sand",
-        "text past the scorer's context": "Two brown dogs are running on the wet sand . " + "and so on " * 5 + "and so on",
+        "text past the scorer's context": "Two brown dogs are running on the wet sand . "
+        + "and so on " * 5
+        + "and so on",
     }
     assert [name for name, probe in made.items() if not probe.ended] == ["no end"]
     assert PROBES["text past the scorer's context"]("a dog", 5).text.startswith("a dog a dog a and so on")
@@ -97,7 +99,9 @@ def test_no_probe_earns_more_on_human_captions_of_dev_photos():
     if not table.exists():
         pytest.skip(f"{table} is absent: set FINECAP_PHOTOS to the folder that holds it")
     if not (cache / "reward_scorer").is_dir():
-        pytest.skip("set FINECAP_PHOTO_CACHE to the --cache folder of benchmarks/human_ceiling.py, which trains the scorer")
+        pytest.skip(
+            "set FINECAP_PHOTO_CACHE to the --cache folder of benchmarks/human_ceiling.py, which trains the scorer"
+        )
     rows = pq.read_table(table, columns=["image_id", "captions", "split"]).to_pylist()
     saved = np.load(cache / "features.npz")
     assert list(saved["ids"]) == [row["image_id"] for row in rows]

@@ -5,8 +5,9 @@ from importlib import resources
 import pytest
 
 from finecap_ray.cli import main
-from finecap_ray.config import load_settings, preset_names
+from finecap_ray.config import load_settings
 from finecap_ray.rewards.combine import component_weights
+from finecap_ray.settings_file import preset_names
 from finecap_ray.training.loop import estimator
 from finecap_ray.training.trainer import grpo_arguments
 
