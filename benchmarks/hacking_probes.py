@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BAG_SIZE = 5
 CAPTIONS_PER_PHOTO = 5
+PENALTIES = ("length", "ended", "repetition")
 
 
 def main() -> None:
@@ -40,11 +41,7 @@ def main() -> None:
     rows = pq.read_table(DATA / "flickr8k.parquet", columns=["image_id", "captions", "split"]).to_pylist()
     scorer = load_scorer(Path(arguments.cache) / "reward_scorer")
     reward = load_settings(arguments.preset).rl.reward
-    # every penalty is worked out, also those without a weight in the preset: their weight is asked for
-    asked = reward.model_copy(
-        update={name: getattr(reward, name) or 1e-9 for name in ("length", "ended", "repetition")}
-    )
-    result = measure(rows, features_of(rows, Path(arguments.cache)), scorer, asked)
+    result = measure(rows, features_of(rows, Path(arguments.cache)), scorer, reward)
     result |= {"preset": arguments.preset, "reward": reward.model_dump(), "scorer": scorer.digest}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "hacking_probes.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -61,7 +58,9 @@ def features_of(rows: list[dict], cache: Path) -> torch.Tensor:
 def measure(rows: list[dict], features: torch.Tensor, scorer: Scorer, reward: RewardSettings) -> dict:
     """Per probe and component the mean gain over captions, and its standard error by bags."""
     corpus = [row["captions"] for row in rows if row["split"] == "train"]
-    components, weights = build_components(reward, scorer, corpus, None), component_weights(reward)
+    weights = component_weights(reward)
+    # the penalties are worked out also where the preset gives them no weight
+    components = build_components(reward.model_copy(update=dict.fromkeys(PENALTIES, 1.0)), scorer, corpus, None)
     dev = [row for row, own in enumerate(rows) if own["split"] == "dev"]
     embeddings = scorer.project_features(features[dev]).numpy()
     bags = mine_bags(embeddings, BAG_SIZE, seed=0)
@@ -82,6 +81,9 @@ def measure(rows: list[dict], features: torch.Tensor, scorer: Scorer, reward: Re
         for probe, parts in own_gains.items():
             for part, values in parts.items():
                 gains.setdefault(probe, {}).setdefault(part, []).append(values)
+    for parts in gains.values():
+        penalties = sum(weights.get(name, 0.0) * np.stack(parts[name]) for name in PENALTIES)
+        parts["without penalties"] = list(np.stack(parts["reward"]) - penalties)
     return {
         "photos": len(photos),
         "captions": len(photos) * CAPTIONS_PER_PHOTO,
@@ -93,6 +95,15 @@ def measure(rows: list[dict], features: torch.Tensor, scorer: Scorer, reward: Re
     }
 
 
+def smallest_weight(gains: dict, penalty: str) -> float | None:
+    """Of a penalty alone, so that the upper end of the 95 % interval of what a probe earns is 0. None: it can't do that."""
+    earned, price = gains["without penalties"], -gains[penalty]["mean"]
+    most = earned["mean"] + 1.96 * earned["error"]
+    if most <= 0:
+        return 0.0
+    return most / price if price > 0 else None
+
+
 def _by_bags(gains: np.ndarray, bags: int) -> dict[str, float]:
     """[captions per photo, photos] -> mean and standard error: the captions of a bag depend on each other."""
     of_bags = gains.mean(axis=0).reshape(bags, -1).mean(axis=1).astype(np.float64)
@@ -100,13 +111,15 @@ def _by_bags(gains: np.ndarray, bags: int) -> dict[str, float]:
 
 
 def _markdown(result: dict) -> str:
-    parts = list(next(iter(result["gains"].values())))
+    parts = ["reward", "without penalties"]
+    parts += [part for part in next(iter(result["gains"].values())) if part not in parts]
 
     def cell(gain: dict) -> str:
         return f"{gain['mean']:+.4f} ± {gain['error']:.4f}"
 
     lines = [
-        f"What a probe earns beyond the human caption it is made from, weighted as in `{result['preset']}`: mean over "
+        f"What a probe earns beyond the human caption it is made from, by the reward of `{result['preset']}`, by that without "
+        "its penalties, and by each component before it is weighed: mean over "
         f"{result['captions']} captions of {result['photos']} dev photos in bags of {BAG_SIZE}, ± the standard error by bags "
         f"(`python benchmarks/hacking_probes.py --cache FOLDER --preset {result['preset']}`).",
         "",
@@ -114,7 +127,17 @@ def _markdown(result: dict) -> str:
         "|---" * (1 + len(parts)) + "|",
     ]
     for probe, gains in result["gains"].items():
-        lines.append(f"| {probe} | {' | '.join(map(cell, gains.values()))} |")
+        lines.append(f"| {probe} | {' | '.join(cell(gains[part]) for part in parts)} |")
+    lines += [
+        "",
+        "The smallest weight of one penalty by which a probe's 95 % interval ends at 0 or below (0: it does without; -: none does):",
+        "",
+        f"| probe | {' | '.join(PENALTIES)} |",
+        "|---" * (1 + len(PENALTIES)) + "|",
+    ]
+    for probe, gains in result["gains"].items():
+        weights = [smallest_weight(gains, penalty) for penalty in PENALTIES]
+        lines.append(f"| {probe} | {' | '.join('-' if weight is None else f'{weight:.3g}' for weight in weights)} |")
     return "\n".join([*lines, ""])
 
 

@@ -93,16 +93,15 @@ def probe_gains(
     embed_texts: Callable[[list[str]], Float[Tensor, "n D"]],
     context: int,
 ) -> dict[str, dict[str, Float[np.ndarray, " C"]]]:
-    """Probe -> component -> what it pays, weighted, beyond the caption that the probe was made from; `reward` is their sum.
+    """Probe -> component -> what it pays beyond the caption that the probe was made from; `reward` is the weighted sum.
 
-    `embed_texts` and `context` (tokens) are the scorer's.
+    Components without a weight are worked out as well. `embed_texts` and `context` (tokens) are the scorer's.
     """
 
     def paid(request: RewardRequest) -> dict[str, Float[np.ndarray, " C"]]:
         text = embed_texts(request.texts)
         parts = {name: component(request, text) for name, component in components.items()}
-        total = {"reward": total_reward(parts, weights)}
-        return total | {name: total_reward(parts, {name: weights[name]}) for name in parts}
+        return {"reward": total_reward(parts, weights)} | parts
 
     of_honest = paid(honest)
     gains = {}
