@@ -206,29 +206,35 @@ def measure_trl(workload: Workload, out: str, turns: Any) -> dict[str, Any]:
     from trl import GRPOConfig, GRPOTrainer
 
     from finecap_ray.captioners import load_captioner
-    from finecap_ray.rewards.actor import RewardActor, RewardRequest
+    from finecap_ray.rewards.actor import RewardActor
+    from finecap_ray.rewards.combine import component_weights, total_reward
+    from finecap_ray.rewards.component import RewardRequest
 
     settings, rl = workload.settings, workload.settings.rl
     torch.set_num_threads(settings.resources.threads)
     captions_per_image = rl.captions_per_image
     in_process = RewardActor.__ray_metadata__.modified_class
-    scorer = in_process(workload.scorer, rl.reward, workload.references, settings.resources)
-    weights = {"self_retrieval": rl.reward.self_retrieval, "cider": rl.reward.cider}
+    scorer = in_process(workload.scorer, rl.reward, workload.references, None, settings.resources)
+    weights = component_weights(rl.reward)
+    model, processor = load_captioner(workload.captioner)
+    end = processor.tokenizer.eos_token_id
     images = [image for bags in workload.steps for bag in bags for image in bag.images]
     bag_of = [number for number, bag in enumerate(bag for bags in workload.steps for bag in bags) for _ in bag.images]
 
-    def reward(completions: list, row: list[int], **_: Any) -> list[float]:
+    def reward(completions: list, completion_ids: list, row: list[int], **_: Any) -> list[float]:
         own = [images[index] for index in row[::captions_per_image]]
         reply = scorer.score(
             RewardRequest(
                 texts=[message["content"] for (message,) in completions],
+                ended=np.array([ids[-1] == end for ids in completion_ids]),
                 target=np.arange(len(own)).repeat(captions_per_image),
+                image_ids=[image.image_id for image in own],
                 embeddings=np.stack([image.embedding for image in own]),
                 bag_of_image=np.array([bag_of[index] for index in row[::captions_per_image]]),
                 references=[image.captions for image in own],
             )
         )
-        return sum(weights[name] * np.nan_to_num(values) for name, values in reply.components.items()).tolist()
+        return total_reward(reply.components, weights).tolist()
 
     prompt = [{"role": "user", "content": "Describe the image."}]
     dataset = Dataset.from_dict(
@@ -262,7 +268,6 @@ def measure_trl(workload: Workload, out: str, turns: Any) -> dict[str, Any]:
         report_to=[],
         disable_tqdm=True,
     )
-    model, processor = load_captioner(workload.captioner)
     clock = Clock(turns, "trl")
     trainer = GRPOTrainer(
         model.train(), reward, args=arguments, train_dataset=dataset, processing_class=processor, callbacks=[clock]

@@ -9,15 +9,14 @@ An unknown key is an error that names the nearest known one.
 
 from __future__ import annotations
 
-import difflib
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finecap_ray.errors import ConfigError
+from finecap_ray.settings_file import explain, read_tree, set_dotted
 
 
 class Section(BaseModel):
@@ -167,17 +166,35 @@ class Stage(Section):
 
 
 class RewardSettings(Section):
-    """Weights of the reward's components; a component with weight 0 is not computed."""
+    """Weights of the reward's components; a component with weight 0 is not computed. Penalties are 0 at best, or negative."""
 
     self_retrieval: float = 1.0
     kind: Literal["logprob", "probability", "accuracy", "similarity"] = "logprob"
     """What self-retrieval pays: log-probability of the own image, its probability, whether it is first, or the cosine."""
     scope: Literal["bag", "batch"] = "bag"
     """Which images compete: the own bag, or every image of the step."""
+    hard_negatives: int = Field(0, ge=0)
+    """Images of the training split, those nearest to the own one, that compete as well."""
     logit_scale: float | None = Field(None, gt=0)
     """s in s * cos; None takes the scorer's learned scale. Softer is more robust: a wrong pick then costs less."""
+    clip_score: float = 0.0
+    """Weight of 2.5 max(cos, 0) with the own image."""
+    ref_clip_score: float = 0.0
+    """Weight of the harmonic mean of that and the cosine of the closest human caption."""
+    text_prefix: str = ""
+    """Stands before captions and references where the scorer reads them: "A photo depicts " in CLIPScore's numbers."""
     cider: float = 0.0
     """Weight of CIDEr-D against the image's own captions (in units of CIDEr / 10, so about 0 to 1)."""
+    cider_frequencies: Literal["corpus", "batch"] = "corpus"
+    """How rare an n-gram is: among the captions of the training split, or of the step's images."""
+    length: float = Field(0.0, ge=0)
+    """Weight of the penalty on words past `longest`: -1 at twice as many."""
+    longest: int = Field(20, ge=1)
+    """Words, punctuation included; 3 % of the human captions of Flickr8k are longer."""
+    ended: float = Field(0.0, ge=0)
+    """Weight of the penalty of -1 on captions that are cut at the token limit, or end in white space."""
+    repetition: float = Field(0.0, ge=0)
+    """Weight of the penalty on pairs of words said twice: minus their share."""
 
 
 class RlSettings(Section):
@@ -194,9 +211,10 @@ class RlSettings(Section):
     """Row groups whose bags are shuffled together: a larger window mixes better, and is what a reader holds."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps even if the curriculum isn't over."""
-    advantage: Literal["leave_one_out", "group_mean", "group_normalised", "batch_mean", "running_mean"] = (
+    advantage: Literal["leave_one_out", "group_mean", "group_normalised", "batch_mean", "running_mean", "greedy"] = (
         "leave_one_out"
     )
+    """What a reward is compared with; `greedy` samples one more caption per image, the most probable one."""
     reward: RewardSettings = RewardSettings()
     learning_rate: float = Field(3e-4, ge=0)
     warmup_steps: int = Field(0, ge=0)
@@ -327,83 +345,18 @@ def load_settings(source: str | Path, overrides: list[str] | tuple[str, ...] = (
 
     Raises ConfigError for a missing file, an unknown key (naming the nearest one) or a value out of range.
     """
-    tree = _read_tree(source)
+    tree = read_tree(source)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} has no '=': write key=value, for example rl.learning_rate=1e-4")
-        _set_dotted(tree, key.strip().split("."), yaml.safe_load(value))
+        set_dotted(tree, key.strip().split("."), yaml.safe_load(value))
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-
-
-def preset_names() -> list[str]:
-    return sorted(path.name.removesuffix(".yaml") for path in _presets().iterdir() if path.name.endswith(".yaml"))
+        raise ConfigError(explain(error, Settings)) from None
 
 
 def dump_settings(settings: Settings) -> str:
     """The resolved tree as YAML; `load_settings` of it gives equal settings."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-
-
-def _presets():
-    return resources.files("finecap_ray") / "presets"
-
-
-def _read_tree(source: str | Path) -> dict[str, Any]:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(
-                f"no config file {path}: give the path of a YAML file, or a preset out of {', '.join(preset_names())}"
-            )
-        text = path.read_text(encoding="utf-8")
-    else:
-        if str(source) not in preset_names():
-            near = difflib.get_close_matches(str(source), preset_names(), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(
-                f"no preset {str(source)!r}: {hint}presets are {', '.join(preset_names())}; a file ends in .yaml"
-            )
-        text = (_presets() / f"{source}.yaml").read_text(encoding="utf-8")
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} isn't valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source} must hold settings by name, found a {type(tree).__name__}")
-    return tree
-
-
-def _set_dotted(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    *parents, last = keys
-    for key in parents:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{'.'.join(keys)}: {key} is a value, not a section")
-    # YAML reads 1e-4 as text (it wants 1.0e-4); pydantic turns such text into a float.
-    tree[last] = value
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for issue in error.errors():
-        location = ".".join(str(part) for part in issue["loc"])
-        if issue["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(location, _all_keys(Settings), n=1, cutoff=0.0)
-            lines.append(f"unknown setting {location!r}: the nearest known one is {near[0]!r}")
-        else:
-            value = f", got {issue['input']!r}" if issue["loc"] else ""
-            lines.append(f"{location + ': ' if location else ''}{issue['msg'].removeprefix('Value error, ')}{value}")
-    return "\n".join(lines)
-
-
-def _all_keys(section: type[Section], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += _all_keys(field.annotation, f"{prefix}{name}.")
-    return keys

@@ -2,8 +2,9 @@
 
 import pytest
 
-from finecap_ray.config import Settings, dump_settings, load_settings, preset_names
+from finecap_ray.config import Settings, dump_settings, load_settings
 from finecap_ray.errors import ConfigError
+from finecap_ray.settings_file import preset_names
 
 
 def settings_file(folder, text: str) -> str:

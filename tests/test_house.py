@@ -19,6 +19,8 @@ HOMES = {
 PURE = [
     "finecap_ray/training/advantages.py",
     "finecap_ray/rewards/self_retrieval.py",
+    "finecap_ray/rewards/combine.py",
+    "finecap_ray/evaluation/probes.py",
     "finecap_ray/bags/mining.py",
     "finecap_ray/bags/curriculum.py",
     "finecap_ray/evaluation/retrieval.py",

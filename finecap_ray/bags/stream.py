@@ -23,6 +23,7 @@ from finecap_ray.bags.plan import RunPlan
 from finecap_ray.config import RlSettings
 from finecap_ray.errors import DataError
 from finecap_ray.records import Bag, bags_from_arrow
+from finecap_ray.rewards.hard_negatives import ImageBank
 
 _READS_PER_DATASET = 256  # reads that one Ray Data pipeline is set up for; setting one up takes some 0.1 s
 _BYTES_PER_READ = 32 * 2**20  # of a Ray task, which costs some 30 ms beside the reading; a window at least
@@ -70,6 +71,21 @@ def read_bags(folder: str | Path, size: int) -> list[Bag]:
     if not path.is_dir():
         raise DataError(f"no bags of {size} in {folder}")
     return bags_from_arrow(pq.read_table(path, partitioning=None))
+
+
+def read_bank(folder: str | Path) -> ImageBank:
+    """Every image that is in a bag of some size, once, with the embedding that the bags carry; in the order of their ids."""
+    columns = [f"images.list.element.{name}" for name in ("image_id", "embedding")]
+    parts = []
+    for size in shelves(read_manifest(folder)):
+        for path in sorted((Path(folder) / f"size={size}").glob("part-*.parquet")):
+            parts.append(pq.ParquetFile(path).read(columns=columns)["images"].combine_chunks().flatten())
+    ids = np.concatenate([part.field("image_id").to_numpy(zero_copy_only=False) for part in parts])
+    embeddings = np.concatenate(
+        [part.field("embedding").flatten().to_numpy(zero_copy_only=False).reshape(len(part), -1) for part in parts]
+    )
+    unique, first = np.unique(ids, return_index=True)
+    return ImageBank(unique.tolist(), embeddings[first])
 
 
 def _stream(folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int) -> Iterator[list[Bag]]:

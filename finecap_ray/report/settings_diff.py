@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finecap_ray.config import Settings, load_settings, preset_names
+from finecap_ray.config import Settings, load_settings
+from finecap_ray.settings_file import preset_names
 
 
 @dataclass(frozen=True, slots=True)

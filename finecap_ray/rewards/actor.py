@@ -10,30 +10,23 @@ import torch
 
 from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings, RewardSettings
-from finecap_ray.errors import ConfigError
-from finecap_ray.rewards.cider import CiderReward
-from finecap_ray.rewards.self_retrieval import (
-    bag_scope,
-    retrieval_rank,
-    self_retrieval_accuracy,
-    self_retrieval_rewards,
-)
+from finecap_ray.rewards.combine import NEED_REFERENCES, build_components, component_weights
+from finecap_ray.rewards.component import RewardRequest
+from finecap_ray.rewards.hard_negatives import ImageBank
+from finecap_ray.rewards.self_retrieval import own_bag, retrieval_rank, self_retrieval_accuracy
 
 
 @dataclass(frozen=True, slots=True)
-class RewardRequest:
-    """C captions of N images. In scope `bag` an image competes for the captions of its own bag only."""
+class CaptionScores:
+    """Of C captions: components by name, not yet weighted (NaN: no signal), and what else was seen; each [C] float32."""
 
-    texts: list[str]  # [C]
-    target: np.ndarray  # [C] int: row of the own image
-    embeddings: np.ndarray  # [N, D] float16, unit-norm, of the scorer
-    bag_of_image: np.ndarray  # [N] int
-    references: list[tuple[str, ...]]  # [N]: human captions of each image
+    components: dict[str, np.ndarray]
+    measures: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
 class RewardReply:
-    """Components by name, each [C] float32 and not yet weighted (NaN: no signal), and what else was seen."""
+    """Components by name, each [C] float32 and not yet weighted (NaN: no signal), and metrics of all captions together."""
 
     components: dict[str, np.ndarray]
     metrics: dict[str, float]
@@ -44,81 +37,81 @@ class RewardActor:
     """Scores captions with a frozen open_clip model."""
 
     def __init__(
-        self, scorer: str, settings: RewardSettings, references: list[list[str]], resources: ResourceSettings
+        self,
+        scorer: str,
+        settings: RewardSettings,
+        references: list[list[str]],
+        bank: ImageBank | None,
+        resources: ResourceSettings,
     ) -> None:
         """`references`: the human captions of every training image, whose document frequencies CIDEr uses."""
         from finecap_ray.scorers.scorer import load_scorer
 
         torch.set_num_threads(resources.threads)
         self.scorer = load_scorer(scorer)
-        self.settings = settings
-        self.logit_scale = settings.logit_scale or self.scorer.logit_scale
-        self.cider = CiderReward(references) if settings.cider else None
+        self.text_prefix = settings.text_prefix
+        self.components = build_components(settings, self.scorer, references, bank)
 
     def digest(self) -> str:
         return self.scorer.digest
 
-    def score(self, request: RewardRequest) -> RewardReply:
-        text = self.scorer.embed_texts(request.texts)
-        images = torch.nn.functional.normalize(torch.from_numpy(request.embeddings.astype(np.float32)), dim=-1)
-        target = torch.from_numpy(request.target)
-        bags = torch.from_numpy(request.bag_of_image)
-        own_bag = bag_scope(bags[target], bags)
-        scope = own_bag if self.settings.scope == "bag" else torch.ones_like(own_bag)
-        components = {"self_retrieval": self._self_retrieval(text, images, target, scope).numpy()}
-        metrics = {
-            "rank": retrieval_rank(text, images, target, own_bag).mean().item(),
-            "accuracy": self_retrieval_accuracy(text, images, target, own_bag).mean().item(),
-            "truncated": self.scorer.truncated(request.texts).mean().item(),
-            "unique_captions": len(set(request.texts)) / len(request.texts),
+    def score(self, request: RewardRequest) -> CaptionScores:
+        prefixed = [self.text_prefix + text for text in request.texts]
+        text = self.scorer.embed_texts(prefixed)
+        among = text, request.images(), request.own_image(), own_bag(request)
+        measures = {
+            "rank": retrieval_rank(*among),
+            "accuracy": self_retrieval_accuracy(*among),
+            "truncated": self.scorer.truncated(prefixed),
         }
-        if self.cider is not None:
-            components["cider"] = self.cider(
-                request.texts, [list(request.references[image]) for image in request.target]
-            )
-            metrics["without_references"] = float(np.isnan(components["cider"]).mean())
-        return RewardReply(components, metrics)
-
-    def _self_retrieval(self, text, images, target, scope) -> torch.Tensor:
-        match self.settings.kind:
-            case "logprob":
-                return self_retrieval_rewards(text, images, target, scope, self.logit_scale)
-            case "probability":
-                return self_retrieval_rewards(text, images, target, scope, self.logit_scale).exp()
-            case "accuracy":
-                return self_retrieval_accuracy(text, images, target, scope)
-            case "similarity":
-                return (text * images[target]).sum(dim=-1)
+        return CaptionScores(
+            {name: component(request, text) for name, component in self.components.items()},
+            {name: values.numpy() for name, values in measures.items()},
+        )
 
 
 class RewardPool:
-    """Reward actors that share the captions of a step, whole bags each, so that it doesn't matter how many there are."""
+    """Reward actors that share the captions of a step. All of them see all its images, so it doesn't matter how many there are."""
 
     def __init__(
-        self, scorer: str, settings: RewardSettings, references: list[list[str]], resources: ResourceSettings
+        self,
+        scorer: str,
+        settings: RewardSettings,
+        references: list[list[str]],
+        resources: ResourceSettings,
+        bank: ImageBank | None = None,
     ) -> None:
-        if not settings.self_retrieval and not settings.cider:
-            raise ConfigError("every reward weight is 0: set rl.reward.self_retrieval or rl.reward.cider")
+        """`references` and `bank`: of the training images. Raises ConfigError for a reward of nothing."""
+        self._needs_references = not component_weights(settings).keys().isdisjoint(NEED_REFERENCES)
         self.resources = resources
         options = RewardActor.options(num_cpus=1, num_gpus=1 if resources.use_gpu else 0)
-        self.actors = [options.remote(scorer, settings, references, resources) for _ in range(resources.scorers)]
-        self._next = 0
+        shared = ray.put(references), ray.put(bank)  # once, not once per actor
+        self.actors = [options.remote(scorer, settings, *shared, resources) for _ in range(resources.scorers)]
 
     def digest(self) -> str:
         return self._get(self.actors[0].digest.remote(), self.resources.start_timeout_s, "start")
 
     def score(self, request: RewardRequest) -> RewardReply:
-        """Raises DeadlineError when no actor answers in time."""
-        actor = self.actors[self._next % len(self.actors)]
-        self._next += 1
-        return self._get(
-            actor.score.remote(request), self.resources.step_timeout_s, f"score {len(request.texts)} captions"
-        )
+        """Raises DeadlineError when the actors don't answer in time."""
+        captions = len(request.texts)
+        shares = [share for share in np.array_split(np.arange(captions), len(self.actors)) if len(share)]
+        calls = [actor.score.remote(request.captions(share)) for actor, share in zip(self.actors, shares, strict=False)]
+        parts = self._get(calls, self.resources.step_timeout_s, f"score {captions} captions")
+        measures = _joined([part.measures for part in parts])
+        metrics = {name: float(values.mean()) for name, values in measures.items()}
+        metrics["unique_captions"] = len(set(request.texts)) / captions
+        if self._needs_references:
+            metrics["without_references"] = sum(not own for own in request.own_references()) / captions
+        return RewardReply(_joined([part.components for part in parts]), metrics)
 
     def close(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
 
-    def _get(self, reference, timeout_s: float, doing: str):
+    def _get(self, references, timeout_s: float, doing: str):
         late = f"the reward actors didn't {doing} within {timeout_s:.0f} s: see `ray status` for free CPUs or GPUs"
-        return get_within(reference, timeout_s, late)
+        return get_within(references, timeout_s, late)
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

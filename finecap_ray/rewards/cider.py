@@ -4,8 +4,8 @@
                  exp(-(l_c - l_r)^2 / (2 * 6^2)) * <min(g_c, g_r), g_r> / (|g_c| |g_r|)
 
 g are the tf-idf weights of the n-grams and l is a length (Vedantam 2015, arXiv:1411.5726). This is the scorer of
-pycocoevalcap, fit for one step at a time: document frequencies come from a fixed corpus, the references of an image are
-weighed once for all its captions, and of the products only those of shared n-grams are worked out.
+pycocoevalcap, fit for one step at a time: document frequencies come from a fixed corpus or from the images of the step, the references of
+an image are weighed once for all its captions, and of the products only those of shared n-grams are worked out.
 
 pycocoevalcap multiplies this by 10, and papers by 1000: a reward of 0.1 is what they print as 100.
 """
@@ -20,9 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from pycocoevalcap.cider.cider_scorer import precook
+from torch import Tensor
 
 from finecap_ray.errors import DataError
 from finecap_ray.evaluation.tokenise import Tokenisation, tokenise
+from finecap_ray.rewards.component import RewardRequest
 
 MAX_N = 4
 SIGMA = 6.0
@@ -37,6 +39,24 @@ class _References:
     weights: dict[NGram, list[tuple[int, float]]]  # n-gram -> (reference that has it, its weight there)
     norms: list[list[float]]  # [R][n]
     lengths: list[int]  # [R]
+
+
+class Cider:
+    """The component. `corpus`: the references of the images that are its documents; None: those of each step's own images.
+
+    NaN where the image has no references, and in a step of fewer than two images that do: nothing tells their words apart.
+    """
+
+    def __init__(self, corpus: Iterable[Sequence[str]] | None) -> None:
+        self._reward = None if corpus is None else CiderReward(corpus)
+
+    def __call__(self, request: RewardRequest, text: Float[Tensor, "C D"]) -> Float[np.ndarray, " C"]:
+        reward = self._reward
+        if reward is None:
+            if sum(map(bool, request.references)) < 2:
+                return np.full(len(request.texts), np.nan, dtype=np.float32)
+            reward = CiderReward(request.references)
+        return reward(request.texts, request.own_references())
 
 
 class CiderReward:

@@ -11,9 +11,53 @@ its rounding depends on the position of a column. So equal rows are multiplied o
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from finecap_ray.rewards.component import RewardRequest
+from finecap_ray.rewards.hard_negatives import HardNegatives
+
+
+class SelfRetrieval:
+    """The component: what `kind` pays against the images in `scope`, and against hard negatives where there are any.
+
+    logprob      R_c, in nats
+    probability  exp R_c
+    accuracy     1 where the own image is first, 1 / n in a tie of n (DiscriTune's other reward)
+    similarity   the cosine with the own image; no image competes
+    """
+
+    def __init__(
+        self,
+        kind: Literal["logprob", "probability", "accuracy", "similarity"],
+        scope: Literal["bag", "batch"],
+        logit_scale: float,
+        negatives: HardNegatives | None,
+    ) -> None:
+        self.kind, self.scope, self.logit_scale, self.negatives = kind, scope, logit_scale, negatives
+
+    def __call__(self, request: RewardRequest, text: Float[Tensor, "C D"]) -> Float[np.ndarray, " C"]:
+        images, target, scope = request.images(), request.own_image(), own_bag(request)
+        if self.kind == "similarity":
+            return (text * images[target]).sum(dim=-1).numpy()
+        if self.scope == "batch":
+            scope = torch.ones_like(scope)
+        if self.negatives is not None:
+            images, scope = self.negatives.join(request.image_ids, images, target, scope)
+        if self.kind == "accuracy":
+            return self_retrieval_accuracy(text, images, target, scope).numpy()
+        logprobs = self_retrieval_rewards(text, images, target, scope, self.logit_scale)
+        return (logprobs.exp() if self.kind == "probability" else logprobs).numpy()
+
+
+def own_bag(request: RewardRequest) -> Bool[Tensor, "C N"]:
+    """The scope in which an image competes for the captions of its own bag only."""
+    bags = torch.from_numpy(request.bag_of_image)
+    return bag_scope(bags[request.own_image()], bags)
 
 
 def self_retrieval_rewards(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from transformers import TrainerCallback
 from finecap_ray.bags.build import check_scorer, read_manifest
 from finecap_ray.bags.history import plan_from
 from finecap_ray.bags.plan import RunPlan
-from finecap_ray.bags.stream import stream_bags
+from finecap_ray.bags.stream import read_bank, stream_bags
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError
-from finecap_ray.records import Bag
-from finecap_ray.rewards.actor import RewardPool, RewardRequest
+from finecap_ray.records import Bag, BagImage, Rollout
+from finecap_ray.rewards.actor import RewardPool
+from finecap_ray.rewards.component import RewardRequest
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
@@ -62,7 +63,8 @@ def train_rl(
     checkpoint = _last_checkpoint(Path(run_dir))
     steps = plan_from(run_dir, manifest, settings.rl, settings.seed, _step(checkpoint))
     samplers = SamplerPool(captioner, settings.resources, logs=f"{run_dir}/logs")
-    rewards = RewardPool(scorer, settings.rl.reward, references, settings.resources)
+    bank = read_bank(bags) if settings.rl.reward.hard_negatives else None
+    rewards = RewardPool(scorer, settings.rl.reward, references, settings.resources, bank)
     try:
         # The workers start while samplers and reward actors do, and wait for them before the first step.
         job = RlJob(settings, captioner, bags, run_dir, steps, checkpoint, samplers, rewards, tuple(callbacks))
@@ -119,6 +121,7 @@ class Rollouts:
         rl = job.settings.rl
         self.job = job
         self.spec = SamplingSpec(rl.captions_per_image, job.settings.captioner.max_tokens, rl.temperature)
+        self.greedy = replace(self.spec, captions_per_image=1, temperature=0.0) if rl.advantage == "greedy" else None
         self.timeout_s = job.settings.resources.step_timeout_s
 
     def __call__(self, step: int, bags: list[Bag], model: torch.nn.Module):
@@ -129,23 +132,11 @@ class Rollouts:
         publish(self.job.samplers.board, step, model.state_dict(), self.timeout_s)
         self.job.samplers.sync(step)
         synced = time.perf_counter()
-        rollouts = self.job.samplers.sample(
-            step,
-            [image.image_id for image in images],
-            np.stack([image.features for image in images]),
-            self.spec,
-            [caption_seed(self.job.settings.seed, step, image.image_id) for image in images],
-        )
+        rollouts = self._sample(step, images, self.spec)
+        greedy = self._sample(step, images, self.greedy) if self.greedy else []
         sampled = time.perf_counter()
-        reply = self.job.rewards.score(
-            RewardRequest(
-                texts=[rollout.text for rollout in rollouts],
-                target=np.arange(len(images)).repeat(self.spec.captions_per_image),
-                embeddings=np.stack([image.embedding for image in images]),
-                bag_of_image=np.arange(len(bags)).repeat([len(bag.images) for bag in bags]),
-                references=[image.captions for image in images],
-            )
-        )
+        reply = self.job.rewards.score(_reward_request(bags, rollouts))
+        of_greedy = self.job.rewards.score(_reward_request(bags, greedy)).components if self.greedy else None
         metrics = reply.metrics | {
             "seconds/sync": synced - started,
             "seconds/sampling": sampled - synced,
@@ -154,15 +145,38 @@ class Rollouts:
             "bag_size": len(images) / len(bags),
             "ended": sum(rollout.finish_reason == "stop" for rollout in rollouts) / len(rollouts),
         }
-        return ScoredRollouts(rollouts, reply.components, metrics)
+        return ScoredRollouts(rollouts, reply.components, metrics, of_greedy)
+
+    def _sample(self, step: int, images: list[BagImage], spec: SamplingSpec) -> list[Rollout]:
+        return self.job.samplers.sample(
+            step,
+            [image.image_id for image in images],
+            np.stack([image.features for image in images]),
+            spec,
+            [caption_seed(self.job.settings.seed, step, image.image_id) for image in images],
+        )
+
+
+def _reward_request(bags: list[Bag], rollouts: list[Rollout]) -> RewardRequest:
+    """Of the captions of all images of some bags, as many of each; those of an image side by side."""
+    images = [image for bag in bags for image in bag.images]
+    return RewardRequest(
+        texts=[rollout.text for rollout in rollouts],
+        ended=np.array([rollout.finish_reason == "stop" for rollout in rollouts]),
+        target=np.arange(len(images)).repeat(len(rollouts) // len(images)),
+        image_ids=[image.image_id for image in images],
+        embeddings=np.stack([image.embedding for image in images]),
+        bag_of_image=np.arange(len(bags)).repeat([len(bag.images) for bag in bags]),
+        references=[image.captions for image in images],
+    )
 
 
 def estimator(name: str):
-    """The advantage of that name. `greedy` needs a second decode and isn't wired to the loop."""
+    """The advantage of that name; `greedy` takes the rewards of greedy captions beside the others."""
     match name:
         case "running_mean":
             return advantages.RunningMean()
-        case "leave_one_out" | "group_mean" | "group_normalised" | "batch_mean":
+        case "leave_one_out" | "group_mean" | "group_normalised" | "batch_mean" | "greedy":
             return getattr(advantages, name)
     raise ConfigError(f"no advantage {name!r}")
 

@@ -25,6 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 from finecap_ray.config import RlSettings
 from finecap_ray.errors import ConfigError, DriftError, UnsupportedError
 from finecap_ray.records import Bag, Rollout
+from finecap_ray.rewards.combine import component_weights, total_reward
 from finecap_ray.training.advantages import RunningMean
 from finecap_ray.training.micro_batches import split_by_length
 
@@ -40,10 +41,11 @@ class ScoredRollouts:
     rollouts: list[Rollout]  # [C]
     components: dict[str, np.ndarray]  # reward component -> [C], not weighted; NaN: no signal
     metrics: dict[str, float]
+    greedy: dict[str, np.ndarray] | None = None  # component -> [N], of each image's greedy caption; None: not asked for
 
 
 RolloutFunction = Callable[[int, list[Bag], torch.nn.Module], ScoredRollouts]  # (step, bags, model)
-Estimator = Callable[[Float[Tensor, "N G"]], Float[Tensor, "N G"]]
+Estimator = Callable[..., Float[Tensor, "N G"]]  # (rewards [N, G]), and for `greedy` the greedy rewards [N]
 
 
 class BagTrainer(GRPOTrainer):
@@ -65,7 +67,7 @@ class BagTrainer(GRPOTrainer):
             raise UnsupportedError(
                 f"trl {trl.__version__} is installed; this version of finecap-ray runs on {', '.join(SUPPORTED_TRL)}.x"
             )
-        self._weights = {name: weight for name, weight in component_weights(settings).items() if weight}
+        self._weights = component_weights(settings.reward)
         self._drift_bound = settings.drift_bound
         self._bags, self._rollout, self._estimator = bags, rollout, estimator
         self._step_bags: list[Bag] = []
@@ -120,11 +122,10 @@ class BagTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        components = self._scored.components
-        # A component without a signal (NaN) adds nothing to the caption's reward.
-        total = sum(weight * np.nan_to_num(components[name]) for name, weight in self._weights.items())
-        rewards = torch.from_numpy(np.asarray(total, dtype=np.float32)).view(-1, self.num_generations)
-        output["advantages"] = self._estimator(rewards).flatten().to(output["advantages"].device)
+        rewards = torch.from_numpy(total_reward(self._scored.components, self._weights)).view(-1, self.num_generations)
+        greedy = self._scored.greedy
+        baseline = () if greedy is None else (torch.from_numpy(total_reward(greedy, self._weights)),)
+        output["advantages"] = self._estimator(rewards, *baseline).flatten().to(output["advantages"].device)
         output["old_per_token_logps"] = output["sampling_per_token_logps"]
         self._started_update = time.perf_counter()
         return output
@@ -205,7 +206,7 @@ def grpo_arguments(
         beta=settings.kl_weight,
         loss_type=settings.loss_type,
         scale_rewards="none",
-        reward_weights=[weight for weight in component_weights(settings).values() if weight],
+        reward_weights=list(component_weights(settings.reward).values()),
         disable_dropout=True,
         bf16=settings.bf16,
         gradient_checkpointing=False,
@@ -221,10 +222,6 @@ def grpo_arguments(
         shuffle_dataset=False,
         ddp_find_unused_parameters=False,
     )
-
-
-def component_weights(settings: RlSettings) -> dict[str, float]:
-    return {"self_retrieval": settings.reward.self_retrieval, "cider": settings.reward.cider}
 
 
 class _Steps(torch.utils.data.IterableDataset):

@@ -1,10 +1,11 @@
 """The stream of a run, through real Ray Data: every bag of an epoch once, in the planned order."""
 
+import numpy as np
 import pytest
 
 from finecap_ray.bags import build
 from finecap_ray.bags.build import read_manifest
-from finecap_ray.bags.stream import plan_run, read_bags, stream_bags
+from finecap_ray.bags.stream import plan_run, read_bags, read_bank, stream_bags
 from finecap_ray.config import BagSettings, RlSettings, Stage
 
 CURRICULUM = (Stage(bag_size=2, epochs=2), Stage(bag_size=3, epochs=1))
@@ -81,3 +82,12 @@ def test_the_training_stream_reads_no_image(ray_session, bag_folder, bag_source)
     assert all(image.embedding.shape == bag_source.embeddings.shape[1:] for image in images)
     assert all(image.features.shape == bag_source.features.shape[1:] for image in images)
     assert {image.image for bag in read_bags(bag_folder, 2) for image in bag.images} == {b"not an image"}
+
+
+def test_the_bank_of_a_bag_set_holds_each_of_its_images_once(bag_folder, bag_source):
+    bank = read_bank(bag_folder)
+    held = {image.image_id: image for size in (2, 3) for bag in read_bags(bag_folder, size) for image in bag.images}
+    assert bank.image_ids == sorted(held)
+    for image_id, embedding in zip(bank.image_ids, bank.embeddings, strict=True):
+        assert (embedding == held[image_id].embedding).all()
+        assert (embedding == bag_source.embeddings[bag_source.image_ids.index(image_id)].astype(np.float16)).all()

@@ -1,6 +1,7 @@
 """Rewards through real actors with a real scorer: the numbers of the pure module, and ties that are shared."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ import torch
 
 from finecap_ray.config import ResourceSettings, RewardSettings
 from finecap_ray.errors import ConfigError, DeadlineError
-from finecap_ray.rewards.actor import RewardPool, RewardRequest
+from finecap_ray.rewards.actor import RewardPool
+from finecap_ray.rewards.combine import NAMES, NEED_REFERENCES, build_components
+from finecap_ray.rewards.component import RewardRequest
+from finecap_ray.rewards.hard_negatives import ImageBank
+from finecap_ray.rewards.self_retrieval import own_bag, retrieval_rank
 
 TEXTS = ["a red apple", "a green pear", "a red apple", "a flag", "a green pear", "apple apple"]
 
@@ -17,7 +22,9 @@ def request(bag_source, rows, bag_of_image, texts=TEXTS, references=None):
     """Captions shared out evenly among the images `rows` of the bag source."""
     return RewardRequest(
         texts=list(texts),
-        target=np.arange(len(rows)).repeat(len(texts) // len(rows)),
+        ended=np.arange(len(texts)) % 2 == 0,
+        target=np.arange(len(rows)).repeat(-(-len(texts) // len(rows)))[: len(texts)],
+        image_ids=[bag_source.image_ids[row] for row in rows],
         embeddings=bag_source.embeddings[rows].astype(np.float16),
         bag_of_image=np.array(bag_of_image),
         references=references or [tuple(bag_source.captions[row]) for row in rows],
@@ -102,3 +109,35 @@ def test_an_actor_that_does_not_answer_in_time_is_named(ray_session, scorer_fold
             pool.digest()
     finally:
         pool.close()
+
+
+def test_a_pool_of_three_actors_equals_one_process(ray_session, scorer_folder, scorer, bag_source):
+    """Every component at once, in batch scope and with a bank: seven captions, so that the shares are uneven."""
+    weights = dict.fromkeys(NAMES, 0.5)
+    settings = RewardSettings(**weights, scope="batch", hard_negatives=5, cider_frequencies="batch", longest=2)
+    bank = ImageBank(bag_source.image_ids, bag_source.embeddings.astype(np.float16))
+    texts = [*TEXTS, "a flag a flag a flag "]
+    asked = replace(
+        request(bag_source, [4, 9, 20], [0, 0, 1], texts=texts, references=None),
+        target=np.array([0, 0, 1, 1, 2, 2, 2]),
+        references=[tuple(bag_source.captions[4]), (), tuple(bag_source.captions[20])],
+    )
+    pool = RewardPool(str(scorer_folder), settings, [], ResourceSettings(scorers=3), bank)
+    try:
+        reply = pool.score(asked)
+        alone = pool.score(asked.captions(np.array([2])))  # fewer captions than actors
+    finally:
+        pool.close()
+    text = scorer.embed_texts(texts)
+    components = build_components(settings, scorer, [], bank)
+    assert reply.components.keys() == components.keys() == weights.keys()
+    for name, component in components.items():
+        expected = component(asked, text)
+        np.testing.assert_allclose(reply.components[name], expected, rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(alone.components[name], expected[[2]], rtol=0, atol=1e-5, err_msg=name)
+        assert np.isnan(expected).tolist() == [name in NEED_REFERENCES and image == 1 for image in asked.target]
+    assert reply.metrics["without_references"] == 2 / 7 and alone.metrics["without_references"] == 1
+    assert reply.metrics["unique_captions"] == 5 / 7
+    # The pool's mean over captions is that of one process.
+    rank = retrieval_rank(text, asked.images(), asked.own_image(), own_bag(asked)).mean().item()
+    assert reply.metrics["rank"] == pytest.approx(rank)

@@ -14,6 +14,7 @@ from finecap_ray.bags.stream import plan_run, stream_bags
 from finecap_ray.captioners import load_captioner
 from finecap_ray.config import CaptionerSettings, RewardSettings, RlSettings, Settings, Stage
 from finecap_ray.errors import ConfigError, DriftError
+from finecap_ray.rewards.combine import total_reward
 from finecap_ray.training.loop import RlJob, Rollouts, estimator
 from finecap_ray.training.trainer import BagTrainer, grpo_arguments
 
@@ -154,7 +155,7 @@ def test_a_resumed_run_goes_on_at_the_next_step_and_ends_with_the_same_weights(r
 def test_the_reward_that_is_logged_is_the_weighted_sum_of_its_components(run):
     trainer, scored = run(steps=1)
     components = scored[0].components
-    total = 1.0 * components["self_retrieval"] + 0.5 * np.nan_to_num(components["cider"])
+    total = 1.0 * components["self_retrieval"] + 0.5 * components["cider"]
     assert history(trainer, "reward")[0] == pytest.approx(total.mean(), abs=1e-5)
     assert history(trainer, "rewards/self_retrieval/mean")[0] == pytest.approx(
         components["self_retrieval"].mean(), abs=1e-5
@@ -168,6 +169,18 @@ def test_the_kl_term_is_zero_at_the_start_and_grows(run):
     first, *_, last = history(trainer, "kl")
     assert first == pytest.approx(0, abs=1e-6)
     assert last > 1e-4
+
+
+def test_the_greedy_baseline_is_the_reward_of_the_greedy_caption(run):
+    trainer, scored = run(steps=1, advantage="greedy")
+    step = scored[0]
+    weights = {"self_retrieval": 1.0, "cider": 0.5}
+    assert {name: len(values) for name, values in step.greedy.items()} == {"self_retrieval": 8, "cider": 8}
+    expected = total_reward(step.components, weights).reshape(8, 2) - total_reward(step.greedy, weights)[:, None]
+    advantages = torch.cat([chunk["advantages"] for chunk in trainer._chunks])
+    np.testing.assert_allclose(advantages.numpy(), expected.flatten(), rtol=0, atol=1e-5)
+    # only the sampled captions are learnt from
+    assert history(trainer, "captions") == [16] and len(step.rollouts) == 16
 
 
 def test_one_caption_per_image_is_refused():

@@ -1,0 +1,77 @@
+"""The components of a reward, as the settings weigh them, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from finecap_ray.config import RewardSettings
+from finecap_ray.errors import ConfigError
+from finecap_ray.rewards.cider import Cider
+from finecap_ray.rewards.clip_score import ClipScore, RefClipScore
+from finecap_ray.rewards.component import RewardComponent
+from finecap_ray.rewards.ended import Ended
+from finecap_ray.rewards.hard_negatives import HardNegatives, ImageBank
+from finecap_ray.rewards.length import Length
+from finecap_ray.rewards.repetition import Repetition
+from finecap_ray.rewards.self_retrieval import SelfRetrieval
+
+NAMES = ("self_retrieval", "clip_score", "ref_clip_score", "cider", "length", "ended", "repetition")
+NEED_REFERENCES = ("ref_clip_score", "cider")
+
+
+def component_weights(settings: RewardSettings) -> dict[str, float]:
+    """Of the components that count. Raises ConfigError when none does."""
+    weights = {name: getattr(settings, name) for name in NAMES if getattr(settings, name)}
+    if not weights:
+        raise ConfigError(f"every reward weight is 0: set one of {', '.join(f'rl.reward.{name}' for name in NAMES)}")
+    return weights
+
+
+def build_components(
+    settings: RewardSettings, scorer, references: Sequence[Sequence[str]], bank: ImageBank | None
+) -> dict[str, RewardComponent]:
+    """Those with a weight, by name. `references`: of every training image, CIDEr's corpus; `bank`: for hard negatives."""
+
+    def build(name: str) -> RewardComponent:
+        match name:
+            case "self_retrieval":
+                if settings.hard_negatives and bank is None:
+                    raise ConfigError(
+                        "rl.reward.hard_negatives needs the bank of the training images, and there is none"
+                    )
+                negatives = HardNegatives(bank, settings.hard_negatives) if settings.hard_negatives else None
+                scale = settings.logit_scale or scorer.logit_scale
+                return SelfRetrieval(settings.kind, settings.scope, scale, negatives)
+            case "clip_score":
+                return ClipScore()
+            case "ref_clip_score":
+                prefix = settings.text_prefix
+                return RefClipScore(lambda texts: scorer.embed_texts([prefix + text for text in texts]))
+            case "cider":
+                return Cider(references if settings.cider_frequencies == "corpus" else None)
+            case "length":
+                return Length(settings.longest)
+            case "ended":
+                return Ended()
+            case "repetition":
+                return Repetition()
+
+    return {name: build(name) for name in component_weights(settings)}
+
+
+def total_reward(
+    components: Mapping[str, Float[np.ndarray, " C"]], weights: Mapping[str, float]
+) -> Float[np.ndarray, " C"]:
+    """sum_k weight_k * component_k, where a caption without a signal (NaN) gets the mean of those that have one.
+
+    So the term moves no caption away from a baseline that spans images; among the captions of one image it cancels anyway.
+    """
+    return sum(weight * _filled(components[name]) for name, weight in weights.items()).astype(np.float32)
+
+
+def _filled(values: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
+    known = values[~np.isnan(values)]
+    return np.where(np.isnan(values), known.mean() if len(known) else 0.0, values)

@@ -1,0 +1,50 @@
+"""Every preset loads, adds up to steps, and is something that the trainer takes."""
+
+from importlib import resources
+
+import pytest
+
+from finecap_ray.cli import main
+from finecap_ray.config import load_settings
+from finecap_ray.rewards.combine import component_weights
+from finecap_ray.settings_file import preset_names
+from finecap_ray.training.loop import estimator
+from finecap_ray.training.trainer import grpo_arguments
+
+PUBLISHED = {"discritune", "ndlb", "scst_cider", "clip_reward", "rloo", "grpo", "dr_grpo"}
+
+
+def test_the_presets_that_a_user_may_ask_for_by_name():
+    assert set(preset_names()) >= PUBLISHED | {"demo"}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_dry_run_of_a_preset(name, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "rl", "--config", name, "--dry-run", f"run_dir={tmp_path / 'run'}"])
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    rl = load_settings(name).rl
+    assert f"name: {name}\n" in out
+    for stage in rl.curriculum:
+        bags = rl.images_per_step // stage.bag_size
+        sequences = bags * stage.bag_size * rl.captions_per_image
+        assert (
+            f"{bags} bags x {stage.bag_size} images x {rl.captions_per_image} captions = {sequences} sequences per step"
+            in out
+        )
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_one_that_the_trainer_takes(name, tmp_path):
+    settings = load_settings(name)
+    assert component_weights(settings.rl.reward)
+    assert estimator(settings.rl.advantage)
+    arguments = grpo_arguments(settings.rl, str(tmp_path), 1, settings.captioner.max_tokens, use_gpu=False, seed=0)
+    assert arguments.reward_weights == list(component_weights(settings.rl.reward).values())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_says_first_where_it_comes_from(name):
+    text = (resources.files("finecap_ray") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# ")
