@@ -193,6 +193,7 @@ def grpo_arguments(
         max_grad_norm=settings.max_grad_norm,
         weight_decay=0.0,
         beta=settings.kl_weight,
+        use_bias_correction_kl=True,  # k3 times the ratio: the gradient is then that of KL(policy || start)
         loss_type=settings.loss_type,
         scale_rewards="none",
         reward_weights=[weight for weight in component_weights(settings).values() if weight],
