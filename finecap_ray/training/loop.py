@@ -24,6 +24,7 @@ from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.sampling.weights import publish
 from finecap_ray.training import advantages
+from finecap_ray.training.parts import merged_weights
 from finecap_ray.training.ray_train import run_workers
 
 
@@ -97,7 +98,7 @@ def _worker(config: dict[str, Any]) -> None:
     )
     trainer.train(resume_from_checkpoint=job.resume_from)
     if trainer.is_world_process_zero():
-        model.eval().save_pretrained(run_dir / "captioner")
+        model.eval().save_pretrained(run_dir / "captioner", state_dict=merged_weights(model))
         processor.save_pretrained(run_dir / "captioner")
 
 
@@ -115,7 +116,7 @@ class Rollouts:
 
         started = time.perf_counter()
         images = [image for bag in bags for image in bag.images]
-        publish(self.job.samplers.board, step, model.state_dict(), self.timeout_s)
+        publish(self.job.samplers.board, step, merged_weights(model), self.timeout_s)
         self.job.samplers.sync(step)
         synced = time.perf_counter()
         rollouts = self.job.samplers.sample(

@@ -25,6 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 from finecap_ray.config import RlSettings
 from finecap_ray.errors import ConfigError, DriftError, UnsupportedError
 from finecap_ray.records import Bag, Rollout
+from finecap_ray.training import parts
 from finecap_ray.training.advantages import RunningMean
 
 SUPPORTED_TRL = ("1.16",)
@@ -71,6 +72,7 @@ class BagTrainer(GRPOTrainer):
         self._scored: ScoredRollouts | None = None
         self._chunks: list[dict[str, Any]] = []
         self._chunk: dict[str, Any] = {}
+        parts.set_trainable(model, settings.trainable, arguments.seed)
         super().__init__(
             model,
             reward_funcs=[_component(name) for name in self._weights],
@@ -81,6 +83,8 @@ class BagTrainer(GRPOTrainer):
             rollout_func=self._collect,
             callbacks=callbacks,
         )
+        if self.ref_model is not None:
+            parts.share_frozen(self.ref_model, model)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Every item is the whole step; it is handed out once per micro-batch, as GRPOTrainer expects."""
@@ -154,6 +158,15 @@ class BagTrainer(GRPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes a card of its own into every checkpoint; ours is written once, at the end of a run."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        super()._save(output_dir, parts.merged_weights(model))
+        parts.save_trained(model, output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if not parts.load_trained(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
