@@ -19,11 +19,13 @@ from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError
 from finecap_ray.records import Bag
 from finecap_ray.rewards.actor import RewardPool, RewardRequest
+from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.sampling.weights import publish
 from finecap_ray.training import advantages
+from finecap_ray.training.guards import check_rewards, check_weights
 from finecap_ray.training.parts import merged_weights
 from finecap_ray.training.ray_train import run_workers
 
@@ -116,8 +118,10 @@ class Rollouts:
 
         started = time.perf_counter()
         images = [image for bag in bags for image in bag.images]
-        publish(self.job.samplers.board, step, merged_weights(model), self.timeout_s)
+        weights = merged_weights(model)
+        publish(self.job.samplers.board, step, weights, self.timeout_s)
         self.job.samplers.sync(step)
+        check_weights(fingerprints(weights), self.job.samplers.fingerprints(step), step)
         synced = time.perf_counter()
         rollouts = self.job.samplers.sample(
             step,
@@ -136,7 +140,10 @@ class Rollouts:
                 references=[image.captions for image in images],
             )
         )
-        metrics = reply.metrics | {
+        seen = reply.metrics | check_rewards(
+            reply.components, [image.image_id for image in images], [bool(image.captions) for image in images]
+        )
+        metrics = seen | {
             "seconds/sync": synced - started,
             "seconds/sampling": sampled - synced,
             "seconds/scoring": time.perf_counter() - sampled,

@@ -53,7 +53,7 @@ def caption(model, end_token, features, temperature, generator):
     return tokens, logprobs
 
 
-def own_rollouts(model, processor, bags, captions_per_image, temperature, step):
+def own_rollouts(model, bags, temperature, processor, captions_per_image, step):
     """Rollouts by the model itself; what a sampler gives."""
     generator = torch.Generator().manual_seed(step)
     end = processor.tokenizer.eos_token_id
@@ -74,10 +74,21 @@ def own_rollouts(model, processor, bags, captions_per_image, temperature, step):
 def train_alone(tiny_captioner, two_bags, tmp_path):
     """A function that trains for some steps and returns (trainer, rollouts and rewards by step).
 
-    `prepare(model)` may change the captioner before training; `wrap(step, scored)` what the trainer is told.
+    `prepare(model)` may change the captioner before training; `wrong(step, what a sampler is given)` what captions are drawn
+    with, and `wrap(step, scored)` what the trainer is told.
     """
 
-    def go(steps=1, prepare=None, wrap=None, callbacks=(), estimator=None, arguments=None, resume_from=None, **changes):
+    def go(
+        steps=1,
+        prepare=None,
+        wrong=None,
+        wrap=None,
+        callbacks=(),
+        estimator=None,
+        arguments=None,
+        resume_from=None,
+        **changes,
+    ):
         rl = RlSettings(
             **{
                 "images_per_step": 4,
@@ -97,7 +108,9 @@ def train_alone(tiny_captioner, two_bags, tmp_path):
         scored = {}
 
         def rollout(step, bags, policy):
-            rollouts = own_rollouts(policy, processor, bags, rl.captions_per_image, rl.temperature, step)
+            given = {"model": policy, "bags": bags, "temperature": rl.temperature}
+            given |= {} if wrong is None else wrong(step, given)
+            rollouts = own_rollouts(**given, processor=processor, captions_per_image=rl.captions_per_image, step=step)
             # Any function of a caption will do.
             rewards = np.array([sum(one.token_ids) % 7 / 7 for one in rollouts], dtype=np.float32)
             scored[step] = ScoredRollouts(rollouts, {"self_retrieval": rewards}, {})
