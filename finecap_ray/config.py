@@ -197,6 +197,27 @@ class RewardSettings(Section):
     """Weight of the penalty on pairs of words said twice: minus their share."""
 
 
+class TrainableSettings(Section):
+    """Which parts RL trains. The image tower is frozen: its features come with the bags."""
+
+    mapper: Literal["full", "frozen"] = "full"
+    decoder: Literal["full", "lora", "frozen"] = "full"
+    """Output layer and word embeddings included; they stay as they are with `lora`."""
+    lora_rank: int = Field(32, ge=1)
+    lora_alpha: float = Field(16, gt=0)
+    """An adapter adds B A alpha / rank to its matrix."""
+    lora_targets: tuple[str, ...] = Field(("attn.c_attn", "attn.c_proj"), min_length=1)
+    """Matrices of a decoder layer that get an adapter, by the end of their names: those of GPT-2's attention (NDLB)."""
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> TrainableSettings:
+        if self.mapper == self.decoder == "frozen":
+            raise ValueError(
+                "mapper and decoder are both frozen: nothing trains; set one of them to full, or decoder to lora"
+            )
+        return self
+
+
 class RlSettings(Section):
     images_per_step: int = Field(60, ge=2)
     captions_per_image: int = Field(8, ge=1)
@@ -216,6 +237,7 @@ class RlSettings(Section):
     )
     """What a reward is compared with; `greedy` samples one more caption per image, the most probable one."""
     reward: RewardSettings = RewardSettings()
+    trainable: TrainableSettings = TrainableSettings()
     learning_rate: float = Field(3e-4, ge=0)
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)

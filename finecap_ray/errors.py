@@ -22,7 +22,11 @@ class UnsupportedError(FinecapError):
 
 
 class StaleWeightsError(FinecapError):
-    """Captions were asked for from weights newer than the ones that can be had."""
+    """A sampler doesn't hold the weights that captions were asked for from."""
+
+
+class RewardError(FinecapError):
+    """A component of the reward isn't a number."""
 
 
 class DriftError(FinecapError):

@@ -25,6 +25,7 @@ from finecap_ray.bags.stream import plan_run
 from finecap_ray.cluster import absolute, connect, work_within
 from finecap_ray.config import BagSettings, ScorerSettings, Settings, dump_settings
 from finecap_ray.errors import DataError, MismatchError
+from finecap_ray.preflight import check_adapters
 from finecap_ray.progress import Narrator
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
 from finecap_ray.scorers.embed import FeatureSet, embed_examples, read_features
@@ -46,8 +47,9 @@ class Pipeline:
     """The stages of one run; a stage runs those that it needs first."""
 
     def __init__(self, settings: Settings, stages: Stages, narrator: Narrator) -> None:
-        """Connects to Ray. Raises ConfigError for impossible batch arithmetic, before that."""
+        """Connects to Ray. Raises ConfigError for impossible batch arithmetic or adapters, before that."""
         rl_arithmetic(settings.rl, {})
+        check_adapters(settings)
         self.settings, self.stages, self.narrator = settings, stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
         self.logs = str(self.run_dir / "logs")

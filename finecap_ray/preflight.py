@@ -1,4 +1,4 @@
-"""What is looked at before Ray starts: the arithmetic of the steps, and whether a training run is there already."""
+"""What is looked at before Ray starts: the arithmetic of the steps, what trains, and whether a training run is there already."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ TrainingStage = Literal["mle", "rl"]
 
 def describe_training(settings: Settings, stage: TrainingStage) -> str:
     """The batch arithmetic of a training stage. Raises ConfigError for one that can't be."""
-    return describe_mle(settings.mle) if stage == "mle" else describe_rl(settings.rl, mined_bags(settings))
+    if stage == "mle":
+        return describe_mle(settings.mle)
+    check_adapters(settings)
+    return describe_rl(settings.rl, mined_bags(settings))
+
+
+def check_adapters(settings: Settings) -> None:
+    """Raises ConfigError where LoRA is to go into matrices that the decoder doesn't have."""
+    if settings.rl.trainable.decoder == "lora":  # only then is the decoder's architecture built, which takes seconds
+        from finecap_ray.training.parts import check_trainable
+
+        check_trainable(settings)
 
 
 def mined_bags(settings: Settings) -> dict[int, int]:

@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str, float]]] = {
     "Drift and update": {
         "drift/mean": ("Drift per token, sampler to trainer", "nats", 1.0),
         "drift/max": ("Largest drift of a token", "nats", 1.0),
+        "drift/caption_mean": ("Drift per caption", "nats", 1.0),
         "kl": ("KL to the start, per token", "nats", 1.0),
         "grad_norm": ("Gradient norm", "", 1.0),
     },

@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Float16
 
 from finecap_ray.captioners.clipcap import ClipCapForConditionalGeneration, ClipCapProcessor
-from finecap_ray.errors import UnsupportedError
+from finecap_ray.errors import StaleWeightsError, UnsupportedError
 from finecap_ray.records import Rollout
+from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.spec import SamplingSpec
 
 SUPPORTED_VLLM = ("0.29",)
@@ -47,6 +48,7 @@ class CaptionEngine:
         self.mapper = model.model.mapper.eval().requires_grad_(False)
         self.dtype = getattr(torch, dtype)
         self.weights_version = -1
+        self.fingerprints: dict[str, str] = {}  # of the tensors that were loaded
         self._decoder_names = model.decoder_names()
         self._prompt_token_ids = tuple(processor.prompt_token_ids())
         self._eos_token_id = processor.tokenizer.eos_token_id
@@ -68,7 +70,12 @@ class CaptionEngine:
             )
 
     def load(self, weights_version: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Loads the state dict of the trained model."""
+        """Loads the state dict of the trained model. Raises StaleWeightsError where a tensor is missing from it."""
+        mapper_names = [f"model.mapper.{name}" for name in self.mapper.state_dict()]
+        if missing := [name for name in (*mapper_names, *self._decoder_names) if name not in tensors]:
+            raise StaleWeightsError(
+                f"weights {weights_version} came without {', '.join(missing)}: the sampler keeps weights {self.weights_version}"
+            )
         mapper = {
             name.removeprefix("model.mapper."): tensor
             for name, tensor in tensors.items()
@@ -78,6 +85,7 @@ class CaptionEngine:
         decoder = [(ours, tensors[theirs]) for theirs, ours in self._decoder_names.items()]
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": decoder})
         self.llm.reset_prefix_cache()
+        self.fingerprints = fingerprints({name: tensors[name] for name in (*mapper_names, *self._decoder_names)})
         self.weights_version = weights_version
 
     @torch.inference_mode()

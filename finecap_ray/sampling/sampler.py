@@ -59,6 +59,11 @@ class Sampler:
         late = f"the weight board didn't answer within {self.timeout_s:.0f} s: its node is gone or overloaded"
         return get_within(reference, self.timeout_s, late)
 
+    def fingerprints(self, weights_version: int) -> dict[str, str]:
+        """Of the tensors it holds, by their names in the trained model; weights of at least `weights_version`."""
+        self.sync(weights_version)
+        return self.engine.fingerprints
+
     def publish_captioner(self, weights_version: int, captioner: str) -> None:
         """Puts the weights of a saved captioner of the same architecture on the board."""
         from finecap_ray.captioners import load_captioner
@@ -112,6 +117,13 @@ class SamplerPool:
         """Every sampler holds weights of at least that version afterwards."""
         self._get(
             [sampler.sync.remote(weights_version) for sampler in self.samplers], f"take weights {weights_version}"
+        )
+
+    def fingerprints(self, weights_version: int) -> list[dict[str, str]]:
+        """Of the tensors of each sampler, by name."""
+        return self._get(
+            [sampler.fingerprints.remote(weights_version) for sampler in self.samplers],
+            f"say which weights they hold after the sync of weights {weights_version}",
         )
 
     def sample(

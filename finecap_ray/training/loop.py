@@ -22,11 +22,14 @@ from finecap_ray.errors import ConfigError
 from finecap_ray.records import Bag, BagImage, Rollout
 from finecap_ray.rewards.actor import RewardPool
 from finecap_ray.rewards.component import RewardRequest
+from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.sampling.weights import publish
 from finecap_ray.training import advantages
+from finecap_ray.training.guards import check_rewards, check_weights
+from finecap_ray.training.parts import merged_weights
 from finecap_ray.training.ray_train import run_workers
 
 
@@ -110,7 +113,7 @@ def _worker(config: dict[str, Any]) -> None:
     job.samplers.wait_until_ready()
     trainer.train(resume_from_checkpoint=job.resume_from)
     if trainer.is_world_process_zero():
-        model.eval().save_pretrained(run_dir / "captioner")
+        model.eval().save_pretrained(run_dir / "captioner", state_dict=merged_weights(model))
         processor.save_pretrained(run_dir / "captioner")
 
 
@@ -129,15 +132,20 @@ class Rollouts:
 
         started = time.perf_counter()
         images = [image for bag in bags for image in bag.images]
-        publish(self.job.samplers.board, step, model.state_dict(), self.timeout_s)
+        weights = merged_weights(model)
+        publish(self.job.samplers.board, step, weights, self.timeout_s)
         self.job.samplers.sync(step)
+        check_weights(fingerprints(weights), self.job.samplers.fingerprints(step), step)
         synced = time.perf_counter()
         rollouts = self._sample(step, images, self.spec)
         greedy = self._sample(step, images, self.greedy) if self.greedy else []
         sampled = time.perf_counter()
         reply = self.job.rewards.score(_reward_request(bags, rollouts))
         of_greedy = self.job.rewards.score(_reward_request(bags, greedy)).components if self.greedy else None
-        metrics = reply.metrics | {
+        seen = reply.metrics | check_rewards(
+            reply.components, [image.image_id for image in images], [bool(image.captions) for image in images]
+        )
+        metrics = seen | {
             "seconds/sync": synced - started,
             "seconds/sampling": sampled - synced,
             "seconds/scoring": time.perf_counter() - sampled,

@@ -23,9 +23,10 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from finecap_ray.config import RlSettings
-from finecap_ray.errors import ConfigError, DriftError, UnsupportedError
+from finecap_ray.errors import ConfigError, UnsupportedError
 from finecap_ray.records import Bag, Rollout
 from finecap_ray.rewards.combine import component_weights, total_reward
+from finecap_ray.training import guards, parts
 from finecap_ray.training.advantages import RunningMean
 from finecap_ray.training.micro_batches import split_by_length
 
@@ -71,10 +72,12 @@ class BagTrainer(GRPOTrainer):
         self._drift_bound = settings.drift_bound
         self._bags, self._rollout, self._estimator = bags, rollout, estimator
         self._step_bags: list[Bag] = []
+        self._first_step: int | None = None  # of this training: 0, or where it was resumed
         self._scored: ScoredRollouts | None = None
         self._chunks: list[dict[str, Any]] = []
         self._chunk: dict[str, Any] = {}
         self._shares_images = getattr(model, "shares_images", False)
+        parts.set_trainable(model, settings.trainable, arguments.seed)
         super().__init__(
             model,
             reward_funcs=[_component(name) for name in self._weights],
@@ -85,6 +88,8 @@ class BagTrainer(GRPOTrainer):
             rollout_func=self._collect,
             callbacks=callbacks,
         )
+        if self.ref_model is not None:
+            parts.share_frozen(self.ref_model, model)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Every item is the whole step; it is handed out once per micro-batch, as GRPOTrainer expects."""
@@ -110,10 +115,14 @@ class BagTrainer(GRPOTrainer):
     def _collect(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout function: the components of the reward travel as extra fields to the reward functions."""
         model = self.accelerator.unwrap_model(self.model)
+        if self._first_step is None:
+            self._first_step = self.state.global_step
         self._scored = self._rollout(self.state.global_step, self._step_bags, model)
         for name, value in self._scored.metrics.items():
             self._metrics["train"][name].append(value)
         rollouts = self._scored.rollouts
+        images = [image.image_id for bag in self._step_bags for image in bag.images]
+        guards.check_captions(rollouts, images, self.num_generations, self.processing_class.prompt_token_ids())
         return {
             "prompt_ids": [list(rollout.prompt_token_ids) for rollout in rollouts],
             "completion_ids": [list(rollout.token_ids) for rollout in rollouts],
@@ -144,18 +153,18 @@ class BagTrainer(GRPOTrainer):
         return result
 
     def _guard_drift(self, logps: Float[Tensor, "C T"]) -> None:
-        """|log p(sampler) - log p(trainer)| of the same tokens, in nats per token. Raises DriftError past the bound."""
+        """The sampler's log-probs against the trainer's, of the same tokens. Raises DriftError past the bound."""
         mask = self._chunk["completion_mask"].bool()
-        drift = (logps - self._chunk["sampling_per_token_logps"]).abs()[mask]
-        mean, largest = drift.mean().item(), drift.max().item()
-        self._metrics["train"]["drift/mean"].append(mean)
-        self._metrics["train"]["drift/max"].append(largest)
-        if not mean <= self._drift_bound:
-            raise DriftError(
-                f"step {self.state.global_step}: sampler and trainer differ by {mean:.2e} nats per token on average (largest "
-                f"{largest:.2e}), the bound is {self._drift_bound:.2e}: stale weights, another temperature, or a lower "
-                "precision on one side (raise rl.drift_bound only for that)"
-            )
+        drift = guards.Drift.of(logps, self._chunk["sampling_per_token_logps"], mask)
+        for name, value in drift.metrics().items():
+            self._metrics["train"][name].append(value)
+        step = self.state.global_step
+        guards.check_drift(drift, self._drift_bound, step, step == self._first_step, self._likely_cause)
+
+    def _likely_cause(self) -> str:
+        features = {image.image_id: image.features for bag in self._step_bags for image in bag.images}
+        model = self.accelerator.unwrap_model(self.model)
+        return guards.likely_cause(model, features, self._scored.rollouts, self.temperature, self._drift_bound)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -165,6 +174,15 @@ class BagTrainer(GRPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes a card of its own into every checkpoint; ours is written once, at the end of a run."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        super()._save(output_dir, parts.merged_weights(model))
+        parts.save_trained(model, output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if not parts.load_trained(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -204,6 +222,7 @@ def grpo_arguments(
         max_grad_norm=settings.max_grad_norm,
         weight_decay=0.0,
         beta=settings.kl_weight,
+        use_bias_correction_kl=True,  # k3 times the ratio: the gradient is then that of KL(policy || start)
         loss_type=settings.loss_type,
         scale_rewards="none",
         reward_weights=list(component_weights(settings.reward).values()),

@@ -12,10 +12,14 @@ import torch
 from finecap_ray.bags.build import read_manifest
 from finecap_ray.bags.stream import plan_run, stream_bags
 from finecap_ray.captioners import load_captioner
-from finecap_ray.config import CaptionerSettings, RewardSettings, RlSettings, Settings, Stage
-from finecap_ray.errors import ConfigError, DriftError
+from finecap_ray.config import CaptionerSettings, RewardSettings, RlSettings, Settings, Stage, TrainableSettings
+from finecap_ray.errors import ConfigError, DriftError, StaleWeightsError
 from finecap_ray.rewards.combine import total_reward
+from finecap_ray.sampling.fingerprint import fingerprints
+from finecap_ray.sampling.weights import publish
+from finecap_ray.training.guards import check_weights
 from finecap_ray.training.loop import RlJob, Rollouts, estimator
+from finecap_ray.training.parts import merged_weights
 from finecap_ray.training.trainer import BagTrainer, grpo_arguments
 
 MAX_TOKENS = 8
@@ -25,7 +29,7 @@ MAX_TOKENS = 8
 def run(samplers, rewards, versions, bag_folder, captioner_folder, resources, tmp_path):
     """A function that trains for some steps and returns (trainer, scored rollouts by step)."""
 
-    def go(steps=3, resume_from=None, wrap=None, model=None, folder="run", **changes):
+    def go(steps=3, resume_from=None, wrap=None, model=None, folder="run", samplers_of_run=None, **changes):
         rl = RlSettings(
             **{
                 "images_per_step": 8,
@@ -41,8 +45,10 @@ def run(samplers, rewards, versions, bag_folder, captioner_folder, resources, tm
         )
         settings = Settings(rl=rl, captioner=CaptionerSettings(max_tokens=MAX_TOKENS), bags={"sizes": (2, 3)})
         plan = plan_run(read_manifest(bag_folder), rl.model_copy(update={"max_steps": steps}), seed=0)
-        job = RlJob(settings, str(captioner_folder), str(bag_folder), str(tmp_path), plan, None, samplers, rewards)
-        rollouts, first_version = Rollouts(job), next(versions)
+        first_version = next(versions)
+        pool = samplers if samplers_of_run is None else samplers_of_run(samplers, first_version)
+        job = RlJob(settings, str(captioner_folder), str(bag_folder), str(tmp_path), plan, None, pool, rewards)
+        rollouts = Rollouts(job)
         scored = {}
 
         def rollout(step, bags, policy):
@@ -186,3 +192,63 @@ def test_the_greedy_baseline_is_the_reward_of_the_greedy_caption(run):
 def test_one_caption_per_image_is_refused():
     with pytest.raises(ConfigError, match="captions_per_image is 1"):
         grpo_arguments(RlSettings(captions_per_image=1), "out", 1, MAX_TOKENS, use_gpu=False, seed=0)
+
+
+def test_with_lora_the_samplers_caption_with_the_merged_weights(run, captioner_folder):
+    """Drift of rounding at every step, while the adapters move; what they lie on doesn't."""
+    trainable = TrainableSettings(mapper="frozen", decoder="lora", lora_rank=4)
+    trainer, _ = run(steps=4, trainable=trainable, kl_weight=0.1)
+    drift = history(trainer, "drift/max")
+    assert len(drift) == 4
+    assert max(drift) <= 1e-5
+    assert max(history(trainer, "drift/caption_max")) <= MAX_TOKENS * 1e-5
+    start, merged = load_captioner(captioner_folder)[0].state_dict(), merged_weights(trainer.model)
+    changed = {name for name in start if not torch.equal(start[name], merged[name])}
+    assert changed == {
+        f"model.language_model.h.{n}.attn.{name}.weight" for n in (0, 1) for name in ("c_attn", "c_proj")
+    }
+    assert history(trainer, "kl")[-1] > 1e-6
+
+
+class StaleSamplers:
+    """Samplers that go on with the weights of the first step, and say that they are the newest."""
+
+    def __init__(self, samplers, first_version):
+        self.samplers, self.board, self.first_version = samplers, samplers.board, first_version
+
+    def sync(self, version):
+        self.samplers.sync(self.first_version)
+
+    def fingerprints(self, version):
+        return self.samplers.fingerprints(self.first_version)
+
+    def sample(self, version, *arguments):
+        return self.samplers.sample(self.first_version, *arguments)
+
+
+def test_a_stale_sampler_is_named_by_the_fingerprint_of_its_weights(run):
+    with pytest.raises(StaleWeightsError, match=r"weights \d+ sampler 0 is with another lm_head.weight, model.*more"):
+        run(steps=3, samplers_of_run=StaleSamplers)
+
+
+def test_a_parameter_that_is_not_sent_is_named(samplers, versions, captioner):
+    weights = captioner[0].state_dict()
+    publish(samplers.board, next(versions), weights, timeout_s=60)
+    del weights["model.mapper.out.bias"]
+    version = next(versions)
+    publish(samplers.board, version, weights, timeout_s=60)
+    with pytest.raises(StaleWeightsError, match=f"weights {version} came without model.mapper.out.bias"):
+        samplers.sync(version)
+
+
+def test_a_parameter_of_the_step_before_is_named(samplers, versions, captioner):
+    model, _ = captioner
+    own = fingerprints(model.state_dict())
+    with torch.no_grad():
+        model.model.mapper.out.bias.add_(0.1)
+    version = next(versions)
+    publish(samplers.board, version, model.state_dict(), timeout_s=60)
+    held = samplers.fingerprints(version)
+    check_weights(fingerprints(model.state_dict()), held, version)
+    with pytest.raises(StaleWeightsError, match=r"sampler 0 is with another model.mapper.out.bias \("):
+        check_weights(own, held, version)

@@ -1,0 +1,137 @@
+"""Which parts of a captioner train: fully, through LoRA, or not at all; and the weights it captions with in each case.
+
+LoRA (Hu 2021, arXiv:2106.09685) adds B A alpha / rank to a frozen matrix. The adapters are put into the decoder in place,
+so the model stays the captioner that it was, and everyone else (sampler, checkpoint, result) gets merged weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, GPT2Config, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from finecap_ray.captioners import clipcap  # noqa: F401 - registers the Auto classes
+from finecap_ray.config import Settings, TrainableSettings
+from finecap_ray.errors import ConfigError, MismatchError
+
+ADAPTER_FILE = "trained.safetensors"  # in a checkpoint with LoRA: what trains, beside the merged captioner
+_ADAPTER = "default"
+_MAPPER = "model.mapper."
+
+
+def check_trainable(settings: Settings) -> None:
+    """Raises ConfigError for LoRA targets that the decoder doesn't have. Reads the captioner's config, not its weights."""
+    spec = settings.captioner.spec
+    decoder = GPT2Config(n_layer=1) if spec is None else AutoConfig.from_pretrained(spec).text_config
+    _check_targets(decoder, settings.rl.trainable.lora_targets)
+
+
+def set_trainable(model: PreTrainedModel, settings: TrainableSettings, seed: int) -> None:
+    """Freezes what doesn't train and puts the adapters into the decoder, whose output is the same until they are trained.
+
+    `seed` is that of the adapters' A; B is 0. Raises ConfigError for targets that the decoder doesn't have.
+    """
+    for name, parameter in model.named_parameters():
+        part = settings.mapper if name.startswith(_MAPPER) else settings.decoder
+        parameter.requires_grad_(part == "full")
+    if settings.decoder == "lora":
+        _check_targets(model.config.text_config, settings.lora_targets)
+        lora = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            target_modules=list(settings.lora_targets),
+            lora_dropout=0.0,  # the log-probs that train have to be those that were sampled from
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.model.language_model.modules()),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(lora, model.model.language_model, _ADAPTER)
+
+
+def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """State dict of the captioner without adapters: W + B A alpha / rank where there is one. The model isn't changed.
+
+    Weights without an adapter are the model's own tensors, no copies.
+    """
+    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    weights = {_plain(name): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    with torch.no_grad():
+        for name, layer in adapted.items():
+            weights[f"{name}.weight"] = layer.get_base_layer().weight + layer.get_delta_weight(_ADAPTER)
+    return weights
+
+
+def share_frozen(reference: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Lets the reference of a KL term use the frozen weights of the model that trains, which are its own: no second copy."""
+    for name, parameter in model.named_parameters():
+        own = None if ".lora_" in name else reference.get_parameter(_plain(name))
+        if own is not None and not parameter.requires_grad and torch.equal(own, parameter):
+            own.data = parameter.data
+
+
+def save_trained(model: PreTrainedModel, folder: str | Path) -> None:
+    """Beside the merged weights of a checkpoint, what they were merged from: a merged matrix can't be taken apart again."""
+    if any(isinstance(module, LoraLayer) for module in model.modules()):
+        save_file(_trained(model), str(Path(folder) / ADAPTER_FILE))
+
+
+def load_trained(model: PreTrainedModel, folder: str | Path) -> bool:
+    """Loads what `save_trained` wrote. False where the model has no adapters and the checkpoint is all of it.
+
+    Raises MismatchError where checkpoint and model don't train the same parts.
+    """
+    path, own = Path(folder) / ADAPTER_FILE, _trained(model)
+    adapted = any(isinstance(module, LoraLayer) for module in model.modules())
+    if not adapted and not path.is_file():
+        return False
+    saved = load_file(str(path)) if path.is_file() else {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
+        raise MismatchError(
+            f"the checkpoint {folder} trained {_count(saved)}, this run trains {_count(own)}: "
+            "resume with the rl.trainable it was made with"
+        )
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            own[name].copy_(tensor)
+    return True
+
+
+def _trained(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _count(tensors: dict[str, torch.Tensor]) -> str:
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    adapted = sum(".lora_A." in name for name in tensors)
+    return f"{numbers} numbers with {adapted} LoRA adapters"
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer.", ".")
+
+
+def _check_targets(decoder: PreTrainedConfig, targets: tuple[str, ...]) -> None:
+    with torch.device("meta"):
+        modules = dict(AutoModel.from_config(decoder).named_modules())
+    linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear | Conv1D)}
+    known = sorted({_within_layer(name) for name in linear})
+    for target in targets:
+        found = {name for name in modules if name == target or name.endswith(f".{target}")}
+        if not found or not found <= linear:
+            what = "isn't a matrix" if found else "isn't there"
+            raise ConfigError(
+                f"rl.trainable.lora_targets: {target!r} {what} in a decoder of type {decoder.model_type}, which has {', '.join(known)}"
+            )
+
+
+def _within_layer(name: str) -> str:
+    """h.0.attn.c_attn -> attn.c_attn"""
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[numbers[-1] + 1 if numbers else 0 :])
