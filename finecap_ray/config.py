@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finecap_ray.errors import ConfigError
 from finecap_ray.settings_file import explain, read_tree, set_dotted
@@ -351,6 +351,13 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     resources: ResourceSettings = ResourceSettings()
     serve: ServeSettings = ServeSettings()
+
+    @field_validator("run_dir")
+    @classmethod
+    def _a_run_is_in_a_file_system(cls, path: str) -> str:
+        if "://" in path:
+            raise ValueError("a run folder is a path, on a file system that all nodes share (examples may be a URI)")
+        return path
 
     @model_validator(mode="after")
     def _bags_fit_the_curriculum(self) -> Settings:

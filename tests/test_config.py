@@ -85,6 +85,7 @@ def test_an_override_leaves_the_judge_another_scorer_than_the_rewards():
         ("rl.images_per_step=1", r"rl\.images_per_step: .*greater than or equal to 2, got 1"),
         ("rl.advantage=best", r"rl\.advantage: .*'leave_one_out'.*got 'best'"),
         ("rl.learning_rate=fast", r"rl\.learning_rate: .*got 'fast'"),
+        ("run_dir=s3://bucket/run", "run_dir: a run folder is a path, on a file system that all nodes share"),
     ],
 )
 def test_a_bad_override_says_what_is_wrong(override, message):

@@ -93,3 +93,31 @@ def test_features_of_another_tower_are_refused(captioner):
 def test_a_folder_without_a_captioner_is_an_error_that_says_what_is_expected(tmp_path):
     with pytest.raises(DataError, match=r"expected a folder with config\.json and model\.safetensors"):
         load_captioner(tmp_path)
+
+
+def test_captions_of_an_image_share_its_prefix_and_get_the_same_loss_and_gradients(captioner):
+    """Captions of 5, 3 and 4 tokens, of images 1, 0 and 1: with the whole prompt in every row, and with one token for it."""
+    model, processor = captioner
+    model = model.train()
+    pixels, image_of_row = features(captioner, 2), torch.tensor([1, 0, 1])
+    texts = torch.randint(3, 50, (3, 5), generator=torch.Generator().manual_seed(1))
+    inside = (torch.arange(5) < torch.tensor([5, 3, 4])[:, None]).long()
+    prompt = torch.tensor(processor.prompt_token_ids()).expand(3, -1)
+
+    def run(placeholders, **images):
+        ids = torch.cat([prompt[:, :placeholders], texts], dim=1)
+        mask = torch.cat([torch.ones(3, placeholders).long(), inside], dim=1)
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:, :placeholders] = -100
+        model.zero_grad()
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels, **images).loss
+        loss.backward()
+        return loss.item(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+    loss, gradients = run(prompt.shape[1], pixel_values=pixels[image_of_row])
+    shared_loss, shared_gradients = run(1, pixel_values=pixels, image_of_row=image_of_row)
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    assert shared_loss == pytest.approx(loss, rel=1e-6)
+    for name, expected in gradients.items():
+        assert torch.allclose(shared_gradients[name], expected, rtol=1e-4, atol=1e-6), name
