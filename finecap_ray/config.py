@@ -139,6 +139,8 @@ class BagSettings(Section):
     """What the captions of a conditional bag differ in."""
     near_duplicate: float | None = Field(None, gt=0, le=1)
     """Cosine of the image embeddings above which two images are one picture, and never share a bag. None: no ceiling."""
+    least_similarity: float | None = Field(None, gt=-1, le=1)
+    """Mean cosine of its pairs below which images are no bag of look-alikes, and left over. None: every bag is kept."""
     truematch: str | None = None
     """File of bags in TrueMatch's format, taken instead of mined ones: of each split those whose images are all in it."""
     neighbours: int = Field(64, ge=1)

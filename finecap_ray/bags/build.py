@@ -73,6 +73,13 @@ def build_bags(
             )
         similarity = bag_similarities(source.embeddings, bags)
         order = np.argsort(-similarity, kind="stable")
+        if size in mined and settings.kind == "look_alike" and settings.least_similarity is not None:
+            order = order[similarity[order] >= settings.least_similarity]
+            if not len(order):
+                raise DataError(
+                    f"no bag of {size} images of {source.name} reaches bags.least_similarity={settings.least_similarity}: "
+                    f"the most alike has {similarity.max():.3f}"
+                )
         bags, similarity = [bags[place] for place in order], similarity[order]
         control = bag_similarities(source.embeddings, random_bags(len(source.image_ids), size, seed))
         rows_per_part = settings.rows_per_group * _GROUPS_PER_PART

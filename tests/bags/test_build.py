@@ -57,6 +57,19 @@ def test_the_bags_most_alike_come_first(bag_folder):
     assert similarity == sorted(similarity, reverse=True)
 
 
+def test_bags_that_are_not_alike_enough_are_left_over(bag_folder, bag_source, tmp_path):
+    similarity = [bag.similarity for bag in read_bags(bag_folder, 2)]
+    middle = similarity[len(similarity) // 2]
+    facts = build_bags(bag_source, tmp_path / "alike", (2,), BagSettings(least_similarity=middle), seed=0)["sizes"]["2"]
+    kept = [bag.similarity for bag in read_bags(tmp_path / "alike", 2)]
+    assert kept == [one for one in similarity if one >= middle] and len(kept) < len(similarity)
+    assert facts["leftover"] == 60 - 2 * len(kept)
+    with pytest.raises(
+        DataError, match=r"no bag of 2 images of .* reaches bags.least_similarity=1.0: the most alike has 0"
+    ):
+        build_bags(bag_source, tmp_path / "none", (2,), BagSettings(least_similarity=1.0), seed=0)
+
+
 def test_random_bags_are_the_control(bag_source, tmp_path):
     manifest = build_bags(bag_source, tmp_path, (3,), BagSettings(kind="random"), seed=0)
     facts = manifest["sizes"]["3"]

@@ -23,6 +23,9 @@ from finecap_ray.training.parts import merged_weights
 from finecap_ray.training.trainer import BagTrainer, grpo_arguments
 
 MAX_TOKENS = 8
+# Nats: what rounding in float32 makes of the log-prob of a single token where weights have moved far; 1e-5 was passed by a
+# tenth on one CPU and a third on another. Weights of the step before give 1e-2. The mean over tokens is held to 1e-5.
+LARGEST = 3e-5
 
 
 @pytest.fixture
@@ -89,12 +92,12 @@ def history(trainer, name):
 def test_sampler_and_trainer_agree_after_every_sync(run, captioner_folder, temperature):
     """The weights move by 1e-2 per step: agreement to rounding at each step means that each step's captions are its own.
 
-    Rounding is that of the logits, 1e-5 on any CPU; a temperature divides it along with them.
+    Rounding is that of the logits; a temperature divides it along with them.
     """
     trainer, scored = run(steps=3, temperature=temperature, drift_bound=1e-5 / temperature)
     drift = history(trainer, "drift/max")
     assert len(drift) == 3
-    assert max(drift) <= 1e-5 / temperature
+    assert max(drift) <= LARGEST / temperature
     for step, one in scored.items():
         assert {rollout.weights_version for rollout in one.rollouts} == {trainer.first_version + step}
     assert not equal(weights(trainer), load_captioner(captioner_folder)[0].state_dict())
@@ -200,8 +203,8 @@ def test_with_lora_the_samplers_caption_with_the_merged_weights(run, captioner_f
     trainer, _ = run(steps=4, trainable=trainable, kl_weight=0.1)
     drift = history(trainer, "drift/max")
     assert len(drift) == 4
-    assert max(drift) <= 1e-5
-    assert max(history(trainer, "drift/caption_max")) <= MAX_TOKENS * 1e-5
+    assert max(drift) <= LARGEST
+    assert max(history(trainer, "drift/caption_max")) <= MAX_TOKENS * LARGEST
     start, merged = load_captioner(captioner_folder)[0].state_dict(), merged_weights(trainer.model)
     changed = {name for name in start if not torch.equal(start[name], merged[name])}
     assert changed == {
