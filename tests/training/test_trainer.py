@@ -24,7 +24,7 @@ from finecap_ray.training.trainer import BagTrainer, grpo_arguments
 
 MAX_TOKENS = 8
 # Nats: what rounding in float32 makes of the log-prob of a single token where weights have moved far; 1e-5 was passed by a
-# tenth on one CPU and a third on another. Weights of the step before give 1e-2. The mean over tokens is held to 1e-5.
+# tenth on one CPU and a third on another. The mean over tokens is held to 1e-5.
 LARGEST = 3e-5
 
 
