@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "flickr8k.parquet"
 RUN = Path("runs/photo_bags")
 SIZES = (2, 3, 5, 7, 10, 15, 20)
-TOWER = TowerSettings(image_size=224)
+TOWER = TowerSettings(model="tf_efficientnet_lite0", image_size=224)
 
 
 def features(rows: list[dict]) -> tuple[np.ndarray, str]:

@@ -20,6 +20,7 @@ from finecap_ray.rewards.self_retrieval import SelfRetrieval
 
 NAMES = ("self_retrieval", "clip_score", "ref_clip_score", "cider", "length", "ended", "repetition")
 NEED_REFERENCES = ("ref_clip_score", "cider")
+PENALTIES = ("length", "ended", "repetition")  # 0 for every caption when all is well
 
 
 def component_weights(settings: RewardSettings) -> dict[str, float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from finecap_ray.errors import DriftError, MismatchError, RewardError, StaleWeightsError
 from finecap_ray.records import Rollout
-from finecap_ray.rewards.combine import NEED_REFERENCES
+from finecap_ray.rewards.combine import NEED_REFERENCES, PENALTIES
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def check_rewards(
     """Metrics of the components of C captions of N images: for each the number of images whose captions all got the same.
 
     Such an image teaches nothing by that component under a baseline of its own captions. Where it is so for every image, the
-    log says so. Raises RewardError, naming the component and the first image, for what isn't a number; NaN for an image
+    log says so, but for a penalty that no caption has to pay. Raises RewardError, naming the component and the first image, for what isn't a number; NaN for an image
     without references is no fault in a component that needs them.
     """
     metrics = {}
@@ -96,7 +96,7 @@ def check_rewards(
             )
         equal = ~silent & (values.max(axis=1) == values.min(axis=1))
         metrics[f"rewards/{name}/equal_images"] = float(equal.sum())
-        if equal.sum() == (~silent).sum() > 0:
+        if equal.sum() == (~silent).sum() > 0 and name not in PENALTIES:
             log.warning(
                 "reward component %r is the same for all captions of each of %d images: no signal", name, equal.sum()
             )

@@ -109,10 +109,15 @@ def test_an_image_without_references_has_no_signal_and_that_is_no_fault():
 
 def test_equal_rewards_are_counted_by_component_and_said(caplog):
     some, every = np.array([0.5, 0.5, 0.5, 0.4]), np.array([0.5, 0.5, 0.1, 0.1])
-    metrics = check_rewards({"self_retrieval": some, "length": every}, ["x", "y"], [True, True])
-    assert metrics == {"rewards/self_retrieval/equal_images": 1, "rewards/length/equal_images": 2}
+    metrics = check_rewards({"self_retrieval": some, "clip_score": every}, ["x", "y"], [True, True])
+    assert metrics == {"rewards/self_retrieval/equal_images": 1, "rewards/clip_score/equal_images": 2}
     (record,) = caplog.records
-    assert "'length' is the same for all captions of each of 2 images" in record.getMessage()
+    assert "'clip_score' is the same for all captions of each of 2 images" in record.getMessage()
+
+
+def test_a_penalty_that_nobody_pays_is_counted_and_no_fault(caplog):
+    assert check_rewards({"ended": np.zeros(4)}, ["a", "b"], [True, True]) == {"rewards/ended/equal_images": 2.0}
+    assert not caplog.records
 
 
 # --- drift
