@@ -20,7 +20,7 @@ import torch
 from finecap_ray.bags.mining import mine_bags
 from finecap_ray.config import RewardSettings, load_settings
 from finecap_ray.evaluation.probes import probe_gains
-from finecap_ray.rewards.combine import build_components, component_weights
+from finecap_ray.rewards.combine import PENALTIES, build_components, component_weights
 from finecap_ray.rewards.component import RewardRequest
 from finecap_ray.scorers.scorer import Scorer, load_scorer
 
@@ -28,7 +28,6 @@ RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BAG_SIZE = 5
 CAPTIONS_PER_PHOTO = 5
-PENALTIES = ("length", "ended", "repetition")
 
 
 def main() -> None:

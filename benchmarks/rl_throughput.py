@@ -20,7 +20,6 @@ A step's time is from its turn to the call that asks for the next one, logging i
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -33,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from transformers import TrainerCallback
+from turns import TIMEOUT_S, Clock, Turns
 
 from finecap_ray.bags.build import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags
@@ -43,7 +42,6 @@ from finecap_ray.records import Bag
 from finecap_ray.training.metrics_file import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
-TIMEOUT_S = 900
 PARTS = ("sampling", "scoring", "update", "sync")
 
 
@@ -62,54 +60,6 @@ class Workload:
     @property
     def captions_per_step(self) -> int:
         return len(self.steps[0]) * len(self.steps[0][0].images) * self.settings.rl.captions_per_image
-
-
-@ray.remote(num_cpus=0)
-class Turns:
-    """Lets one of several processes work at a time, in order."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names, self.changed = names, asyncio.Condition()
-        self.reports: dict[str, list[float]] = {}
-
-    async def take(self, name: str) -> None:
-        async with self.changed:
-            await self.changed.wait_for(lambda: self.names[0] == name)
-
-    async def report(self, name: str, step_s: list[float]) -> None:
-        self.reports[name] = step_s
-
-    async def reported(self, name: str) -> list[float]:
-        return self.reports[name]
-
-    async def give(self, name: str, last: bool) -> None:
-        async with self.changed:
-            self.names.remove(name)
-            self.names += [] if last else [name]
-            self.changed.notify_all()
-
-
-class Clock(TrainerCallback):
-    """Seconds of every step, from its turn to the call that asks for the next."""
-
-    def __init__(self, turns: Any, name: str) -> None:
-        self.turns, self.name = turns, name
-        self.step_s: list[float] = []
-        self.started: float | None = None
-
-    def on_step_begin(self, args=None, state=None, control=None, **kwargs) -> None:
-        self.stop(last=False)
-        ray.get(self.turns.take.remote(self.name), timeout=TIMEOUT_S)
-        self.started = time.perf_counter()
-
-    def on_train_end(self, args=None, state=None, control=None, **kwargs) -> None:
-        self.stop(last=True)
-        ray.get(self.turns.report.remote(self.name, self.step_s), timeout=TIMEOUT_S)
-
-    def stop(self, last: bool) -> None:
-        if self.started is not None:
-            self.step_s.append(time.perf_counter() - self.started)
-            ray.get(self.turns.give.remote(self.name, last), timeout=TIMEOUT_S)
 
 
 def main() -> None:

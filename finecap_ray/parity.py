@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from finecap_ray.captioners.build import build_clipcap
 from finecap_ray.config import CaptionerSettings, ResourceSettings
-from finecap_ray.records import Rollout
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.sampling.weights import publish
+from finecap_ray.training.guards import caption_logits, token_drift
 
 _CAPTIONS = ("a red apple on a plate", "two dogs run on the beach", "a man rides a bike")
 _WEIGHTS_VERSION = 7  # any: the captions have to carry it
@@ -49,16 +48,9 @@ def measure_parity(resources: ResourceSettings, images: int = 4) -> Parity:
         finally:
             pool.close()
     drifts = [
-        _drift(model, features[row // spec.captions_per_image], rollout, spec.temperature)
+        token_drift(caption_logits(model, features[row // spec.captions_per_image], rollout), rollout, spec.temperature)
         for row, rollout in enumerate(rollouts)
     ]
-    return Parity({rollout.weights_version for rollout in rollouts}, _WEIGHTS_VERSION, max(drifts))
-
-
-@torch.inference_mode()
-def _drift(model: torch.nn.Module, features: np.ndarray, rollout: Rollout, temperature: float) -> float:
-    ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids])
-    logits = model(input_ids=ids, pixel_values=torch.from_numpy(features[None].astype(np.float32))).logits
-    logprobs = (logits[0, len(rollout.prompt_token_ids) - 1 : -1] / temperature).log_softmax(-1)
-    own = logprobs.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
-    return (own - torch.tensor(rollout.logprobs)).abs().max().item()
+    return Parity(
+        {rollout.weights_version for rollout in rollouts}, _WEIGHTS_VERSION, max(drift.max().item() for drift in drifts)
+    )

@@ -2,6 +2,7 @@
 
 Example   one image with its captions, as imported
 Bag       look-alike images with everything that training needs (no joins later)
+ImageBank images by their embeddings alone
 Rollout   one sampled caption, with the log-probabilities of the policy that made it
 """
 
@@ -95,6 +96,14 @@ class Bag:
     images: tuple[BagImage, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ImageBank:
+    """M images by their embeddings."""
+
+    image_ids: list[str]  # [M], each once
+    embeddings: np.ndarray  # [M, D] float16, unit-norm, of the reward's scorer
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Python looks for garbage after every 700 new objects, and for records that are made by the thousand there is none."""
@@ -119,8 +128,8 @@ def bags_from_arrow(table: pa.Table) -> list[Bag]:
             columns["image_id"].to_pylist(),
             images.field("image").to_pylist() if images.type.get_field_index("image") >= 0 else repeat(None),
             map(tuple, columns["captions"].to_pylist()),
-            _vectors(columns["embedding"]),
-            repeat(None) if columns["features"].null_count else _vectors(columns["features"]),
+            vectors(columns["embedding"]),
+            repeat(None) if columns["features"].null_count else vectors(columns["features"]),
         )
     )
     ends = np.cumsum(lists.value_lengths().to_numpy()).tolist()
@@ -132,7 +141,8 @@ def bags_from_arrow(table: pa.Table) -> list[Bag]:
     ]
 
 
-def _vectors(lists: pa.ListArray) -> np.ndarray:
+def vectors(lists: pa.ListArray) -> np.ndarray:
+    """Lists of equal length as the rows of a matrix."""
     return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
 
 

@@ -7,7 +7,8 @@ and in other processes. Its own splitting of a stream among workers drops rows, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from finecap_ray.bags.order import Layout
 from finecap_ray.bags.plan import RunPlan
 from finecap_ray.config import RlSettings
 from finecap_ray.errors import DataError
-from finecap_ray.records import Bag, bags_from_arrow
-from finecap_ray.rewards.hard_negatives import ImageBank
+from finecap_ray.records import Bag, ImageBank, bags_from_arrow, vectors
 
 _READS_PER_DATASET = 256  # reads that one Ray Data pipeline is set up for; setting one up takes some 0.1 s
 _BYTES_PER_READ = 32 * 2**20  # of a Ray task, which costs some 30 ms beside the reading; a window at least
@@ -81,9 +81,7 @@ def read_bank(folder: str | Path) -> ImageBank:
         for path in sorted((Path(folder) / f"size={size}").glob("part-*.parquet")):
             parts.append(pq.ParquetFile(path).read(columns=columns)["images"].combine_chunks().flatten())
     ids = np.concatenate([part.field("image_id").to_numpy(zero_copy_only=False) for part in parts])
-    embeddings = np.concatenate(
-        [part.field("embedding").flatten().to_numpy(zero_copy_only=False).reshape(len(part), -1) for part in parts]
-    )
+    embeddings = np.concatenate([vectors(part.field("embedding")) for part in parts])
     unique, first = np.unique(ids, return_index=True)
     return ImageBank(unique.tolist(), embeddings[first])
 
@@ -129,19 +127,20 @@ def _arriving(
 
 def _reads(plan: RunPlan, rank: int, bags_per_read: Mapping[int, int]) -> Iterator[dict[str, Any]]:
     """The rows of a worker, one read for those of some windows of an epoch: a Ray task each."""
-    window, read = None, {}
-    for step in plan:
-        for part in step.parts:
-            for row, own in zip(part.workers[rank], part.windows[rank], strict=True):
-                if window != (part.epoch, own):
-                    full = window is None or len(read["rows"]) >= bags_per_read[part.bag_size]
-                    if full or window[0] != part.epoch:
-                        if window is not None:
-                            yield read
-                        read = {"size": part.bag_size, "rows": []}
-                    window = part.epoch, own
-                read["rows"].append(row)
-    if window is not None:
+    due = (
+        (part.epoch, window, part.bag_size, row)
+        for step in plan
+        for part in step.parts
+        for row, window in zip(part.workers[rank], part.windows[rank], strict=True)
+    )
+    epoch, read = None, None
+    for (own_epoch, _, size), own in groupby(due, key=itemgetter(0, 1, 2)):
+        if read and (own_epoch != epoch or len(read["rows"]) >= bags_per_read[size]):
+            yield read
+            read = None
+        epoch, read = own_epoch, read or {"size": size, "rows": []}
+        read["rows"] += [row for *_, row in own]
+    if read:
         yield read
 
 

@@ -62,12 +62,12 @@ def evaluate_run(
     with _started(judges, settings.resources) as actors:
         rollouts, captions_per_s = _sample(settings, images, captioners, logs)
         captions = _captions(rollouts, images)
+        (out / "captions.json").write_text(json.dumps(captions, indent=1, ensure_ascii=False), encoding="utf-8")
         candidates = {system: {key: (text,) for key, text in own.items()} for system, own in captions.items()}
         candidates[HUMAN] = {image.image_id: image.captions or ("",) for image in images}
         tower = read_manifest(next(iter(bag_sets.values())))["tower"]["digest"]
         members = [tuple(image.image_id for image in own.bag.images) for own in every]
         replies, digests = _ask(actors, settings.resources, images, tower, candidates, members)
-    (out / "captions.json").write_text(json.dumps(captions, indent=1, ensure_ascii=False), encoding="utf-8")
 
     results, start = {}, 0
     for size, own in held.items():

@@ -69,7 +69,7 @@ class PoolJudge:
             first: dict[bytes, int] = {}
             row = [first.setdefault(hashlib.sha256(image).digest(), len(first)) for image in images]
             unique = dict(zip(row, images, strict=True))
-            self.images = self.scorer.embed_images([unique[index] for index in range(len(unique))])[row]
+            self.images = self.scorer.embed_images(list(unique.values()))[row]
         self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
 
     def answer(

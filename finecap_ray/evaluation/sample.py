@@ -19,7 +19,7 @@ from finecap_ray.captioning import ImageCaptioner, open_checkpoint, sampling_spe
 from finecap_ray.cluster import work_within
 from finecap_ray.config import ResourceSettings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, UnsupportedError
-from finecap_ray.records import Rollout
+from finecap_ray.records import Rollout, vectors
 from finecap_ray.sampling.seeds import caption_seed
 
 Decoding = Literal["greedy", "best", "beam"]
@@ -157,8 +157,7 @@ def caption_images(
             f"more than data.max_bad_fraction={max_bad_fraction}"
         )
     ids = good["image_id"].to_pylist()
-    features = good["features"].combine_chunks()
-    matrix = features.flatten().to_numpy().reshape(len(ids), -1)
+    matrix = vectors(good["features"].combine_chunks())
     ready_at = max(rows["ready_at"].to_pylist())
     return Captioned(
         captions=dict(zip(ids, good["caption"].to_pylist(), strict=True)),

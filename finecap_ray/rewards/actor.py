@@ -10,9 +10,9 @@ import torch
 
 from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings, RewardSettings
+from finecap_ray.records import ImageBank
 from finecap_ray.rewards.combine import NEED_REFERENCES, build_components, component_weights
 from finecap_ray.rewards.component import RewardRequest
-from finecap_ray.rewards.hard_negatives import ImageBank
 from finecap_ray.rewards.self_retrieval import own_bag, retrieval_rank, self_retrieval_accuracy
 
 
@@ -57,12 +57,12 @@ class RewardActor:
 
     def score(self, request: RewardRequest) -> CaptionScores:
         prefixed = [self.text_prefix + text for text in request.texts]
-        text = self.scorer.embed_texts(prefixed)
+        text, truncated = self.scorer.read_texts(prefixed)
         among = text, request.images(), request.own_image(), own_bag(request)
         measures = {
             "rank": retrieval_rank(*among),
             "accuracy": self_retrieval_accuracy(*among),
-            "truncated": self.scorer.truncated(prefixed),
+            "truncated": truncated,
         }
         return CaptionScores(
             {name: component(request, text) for name, component in self.components.items()},

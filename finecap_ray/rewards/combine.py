@@ -9,11 +9,12 @@ from jaxtyping import Float
 
 from finecap_ray.config import RewardSettings
 from finecap_ray.errors import ConfigError
+from finecap_ray.records import ImageBank
 from finecap_ray.rewards.cider import Cider
 from finecap_ray.rewards.clip_score import ClipScore, RefClipScore
 from finecap_ray.rewards.component import RewardComponent
 from finecap_ray.rewards.ended import Ended
-from finecap_ray.rewards.hard_negatives import HardNegatives, ImageBank
+from finecap_ray.rewards.hard_negatives import HardNegatives
 from finecap_ray.rewards.length import Length
 from finecap_ray.rewards.repetition import Repetition
 from finecap_ray.rewards.self_retrieval import SelfRetrieval

@@ -5,22 +5,13 @@ A bag of 3 is easily told apart; with the 20 nearest images of the training spli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from finecap_ray.errors import DataError
-
-
-@dataclass(frozen=True, slots=True)
-class ImageBank:
-    """M images by their embeddings."""
-
-    image_ids: list[str]  # [M], each once
-    embeddings: np.ndarray  # [M, D] float16, unit-norm, of the reward's scorer
+from finecap_ray.records import ImageBank
 
 
 class HardNegatives:

@@ -118,22 +118,24 @@ class CaptionEngine:
             for row, one in enumerate(specs)
         ]
         outputs = self.llm.generate([{"prompt_embeds": prefix} for prefix in prefixes], params, use_tqdm=False)
-        captions = [caption for output in outputs for caption in output.outputs]
-        texts = iter(
-            self.processor.tokenizer.batch_decode([one.token_ids for one in captions], skip_special_tokens=True)
-        )
+        captions = [
+            (image_id, caption)
+            for image_id, output in zip(image_ids, outputs, strict=True)
+            for caption in output.outputs
+        ]
+        tokens = [caption.token_ids for _, caption in captions]
+        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [
             Rollout(
                 image_id=image_id,
                 prompt_token_ids=self._prompt_token_ids,
                 token_ids=tuple(caption.token_ids),
                 logprobs=tuple(caption.logprobs.logprobs[start] for start in caption.logprobs.start_indices),
-                text=next(texts),
+                text=text,
                 finish_reason=caption.finish_reason,
                 weights_version=self.weights_version,
             )
-            for image_id, output in zip(image_ids, outputs, strict=True)
-            for caption in output.outputs
+            for (image_id, caption), text in zip(captions, texts, strict=True)
         ]
 
 

@@ -23,7 +23,7 @@ import torch
 
 from finecap_ray.config import DataSettings, ResourceSettings, TowerSettings
 from finecap_ray.errors import DataError
-from finecap_ray.records import FEATURE_SCHEMA
+from finecap_ray.records import FEATURE_SCHEMA, vectors
 from finecap_ray.scorers.tower import decode_image, load_tower
 
 FEATURES_FOLDER = "features"
@@ -116,8 +116,7 @@ def read_features(folder: Path) -> FeatureSet:
         raise DataError(f"no features at {folder}: compute them first (`finecap scorer train` does)")
     manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     table = pa.concat_tables(pq.read_table(path) for path in sorted((folder / FEATURES_FOLDER).glob("part-*.parquet")))
-    values = table["features"].combine_chunks()
-    matrix = values.flatten().to_numpy().reshape(len(values), -1)
+    matrix = vectors(table["features"].combine_chunks())
     return FeatureSet(dict(zip(table["image_id"].to_pylist(), matrix, strict=True)), manifest["tower"]["digest"])
 
 

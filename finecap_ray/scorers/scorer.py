@@ -60,26 +60,35 @@ class Scorer:
         """Unit-norm embeddings from the pooled features of the frozen tower: what `embed_images` gives, without the tower."""
         return torch.nn.functional.normalize(self.model.visual.head(features.float().to(self.device)), dim=-1).cpu()
 
-    @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "n D"]:
         """Unit-norm embeddings. Equal strings are embedded once, so that they are equal to the last bit."""
+        return self.read_texts(texts)[0]
+
+    @torch.inference_mode()
+    def read_texts(self, texts: list[str]) -> tuple[Float[Tensor, "n D"], Float[Tensor, " n"]]:
+        """What `embed_texts` and `truncated` give, of one tokenisation."""
         unique = list(dict.fromkeys(texts))
         tokens = self.tokenizer(unique)
         # Texts of like length share a batch, and a Hugging Face tower needs no padding past the longest of them.
         cuts = isinstance(getattr(self.model, "text", None), HFTextEncoder)
-        lengths = _lengths(tokens) if cuts else torch.full((len(tokens),), tokens.shape[1])
+        own_lengths = _lengths(tokens)
+        lengths = own_lengths if cuts else torch.full((len(tokens),), tokens.shape[1])
         order = lengths.argsort(stable=True)
         batches = [tokens[rows, : int(lengths[rows].max())] for rows in order.split(_TEXT_BATCH)]
         embedded = torch.cat([self._embed_tokens(batch) for batch in batches])[order.argsort()]
         row = {text: index for index, text in enumerate(unique)}
-        return embedded[[row[text] for text in texts]]
+        rows = [row[text] for text in texts]
+        return embedded[rows], self._full(own_lengths)[rows]
 
     def _embed_tokens(self, tokens: Int[Tensor, "n T"]) -> Float[Tensor, "n D"]:
         return self.model.encode_text(tokens.to(self.device), normalize=True).float().cpu()
 
     def truncated(self, texts: list[str]) -> Float[Tensor, n]:
         """1 where a text fills the scorer's context (its end is cut, or just fits), else 0."""
-        return (_lengths(self.tokenizer(texts)) == self.tokenizer.context_length).float()
+        return self._full(_lengths(self.tokenizer(texts)))
+
+    def _full(self, lengths: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return (lengths == self.tokenizer.context_length).float()
 
 
 def _lengths(tokens: Tensor) -> Tensor:

@@ -163,10 +163,8 @@ def likely_cause(
     drifts: dict[str, list[float]] = {}
     sample: list[tuple[Tensor, Rollout]] = []  # logits of some captions
     for rollout in rollouts:
-        ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids], device=model.device)
-        pixels = torch.from_numpy(np.asarray(features[rollout.image_id], dtype=np.float32))[None].to(model.device)
-        logits = model(input_ids=ids, pixel_values=pixels).logits[0, len(rollout.prompt_token_ids) - 1 : -1].float()
-        drifts.setdefault(rollout.image_id, []).append(_drift(logits, rollout, temperature))
+        logits = caption_logits(model, features[rollout.image_id], rollout)
+        drifts.setdefault(rollout.image_id, []).append(token_drift(logits, rollout, temperature).mean().item())
         if len(sample) < _FITTED:
             sample.append((logits, rollout))
     apart = [image_id for image_id, own in drifts.items() if not max(own) <= CAPTION_BOUND * bound]
@@ -177,7 +175,7 @@ def likely_cause(
         )
 
     def left(candidate: float) -> float:
-        return float(np.mean([_drift(logits, rollout, candidate) for logits, rollout in sample]))
+        return float(np.mean([token_drift(logits, rollout, candidate).mean().item() for logits, rollout in sample]))
 
     best = min(_TEMPERATURES.tolist(), key=left)
     if left(best) < EXPLAINED * left(temperature):
@@ -185,10 +183,19 @@ def likely_cause(
     return "stale weights, or a lower precision on one side (raise rl.drift_bound only for that)"
 
 
-def _drift(logits: Float[Tensor, "T V"], rollout: Rollout, temperature: float) -> float:
+@torch.no_grad()
+def caption_logits(model: torch.nn.Module, features: Float[np.ndarray, " F"], rollout: Rollout) -> Float[Tensor, "T V"]:
+    """What the model says before each token of a caption, run by itself."""
+    ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids], device=model.device)
+    pixels = torch.from_numpy(np.asarray(features, dtype=np.float32))[None].to(model.device)
+    return model(input_ids=ids, pixel_values=pixels).logits[0, len(rollout.prompt_token_ids) - 1 : -1].float()
+
+
+def token_drift(logits: Float[Tensor, "T V"], rollout: Rollout, temperature: float) -> Float[Tensor, " T"]:
+    """|log p - log p(sampler)| of each token of a caption, in nats."""
     chosen = torch.tensor(rollout.token_ids, device=logits.device)[:, None]
     own = (logits / temperature).log_softmax(-1).gather(-1, chosen)[:, 0]
-    return (own.cpu() - torch.tensor(rollout.logprobs)).abs().mean().item()
+    return (own.cpu() - torch.tensor(rollout.logprobs)).abs()
 
 
 def _some(names: Sequence[str]) -> str:

@@ -134,7 +134,7 @@ class Rollouts:
         images = [image for bag in bags for image in bag.images]
         weights = merged_weights(model)
         publish(self.job.samplers.board, step, weights, self.timeout_s)
-        self.job.samplers.sync(step)
+        # Asked for their fingerprints, the samplers take the weights first.
         check_weights(fingerprints(weights), self.job.samplers.fingerprints(step), step)
         synced = time.perf_counter()
         rollouts = self._sample(step, images, self.spec)

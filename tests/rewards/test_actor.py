@@ -9,10 +9,10 @@ import torch
 
 from finecap_ray.config import ResourceSettings, RewardSettings
 from finecap_ray.errors import ConfigError, DeadlineError
+from finecap_ray.records import ImageBank
 from finecap_ray.rewards.actor import RewardPool
 from finecap_ray.rewards.combine import NAMES, NEED_REFERENCES, build_components
 from finecap_ray.rewards.component import RewardRequest
-from finecap_ray.rewards.hard_negatives import ImageBank
 from finecap_ray.rewards.self_retrieval import own_bag, retrieval_rank
 
 TEXTS = ["a red apple", "a green pear", "a red apple", "a flag", "a green pear", "apple apple"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from finecap_ray.errors import DataError
-from finecap_ray.rewards.hard_negatives import HardNegatives, ImageBank
+from finecap_ray.records import ImageBank
+from finecap_ray.rewards.hard_negatives import HardNegatives
 from finecap_ray.rewards.self_retrieval import SelfRetrieval
 
 # Two captions and three images on the axes of a plane: cosines are (1, 0, -1) and (0, 1, 0).

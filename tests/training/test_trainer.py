@@ -220,9 +220,6 @@ class StaleSamplers:
     def __init__(self, samplers, first_version):
         self.samplers, self.board, self.first_version = samplers, samplers.board, first_version
 
-    def sync(self, version):
-        self.samplers.sync(self.first_version)
-
     def fingerprints(self, version):
         return self.samplers.fingerprints(self.first_version)
 
