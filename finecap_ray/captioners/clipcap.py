@@ -195,8 +195,6 @@ class ClipCapModel(ClipCapPreTrainedModel):
 
 
 class ClipCapForConditionalGeneration(ClipCapPreTrainedModel, GenerationMixin):
-    shares_images = True  # `forward` takes `image_of_row`
-
     def __init__(self, config: ClipCapConfig) -> None:
         super().__init__(config)
         self.model = ClipCapModel(config)

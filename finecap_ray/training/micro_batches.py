@@ -1,4 +1,8 @@
-"""A step's captions in micro-batches: those of like length together, so that little is computed for padding. Pure."""
+"""A step's captions in micro-batches: those of like length together, so that little is computed for padding. Pure.
+
+A policy that is sure of itself says the same of an image again and again: in a micro-batch every distinct caption of an image
+runs through the model once, and its log-probs stand for all that are equal to it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # What TRL keeps per token of a completion, padded on the right.
@@ -22,28 +26,50 @@ _PER_TOKEN = (
 
 
 def split_by_length(
-    batch: dict[str, Any], parts: int, loss_type: str, captions_per_image: int, share_images: bool
+    batch: dict[str, Any], features: Float[Tensor, "N F"], parts: int, loss_type: str
 ) -> list[dict[str, Any]]:
     """TRL's batch of C captions, image by image -> `parts` batches of nearly C / parts captions, in order of their length.
 
-    Each is cut to its own longest caption, and `share` is the factor of its loss. With `share_images` the rows of
-    `pixel_values` are those of the images in it, once, `image_of_row` [rows] says which of them a caption is of, and of the
-    prompt (which is the image and no more) one token is left to stand for it.
+    Each is cut to its own longest caption, `share` is the factor of its loss, and what the model reads for its c captions is
+
+        distinct [d]           rows of captions of which none is another's repetition
+        row_of_caption [c]     which of the d each caption is equal to
+        pixel_values [n, F]    the features of the images in the batch, once
+        image_of_row [d]       which of the n each distinct caption is of
+
+    Of the prompt (which is the image and no more) one token is left to stand for it.
     """
     mask: Bool[Tensor, "C T"] = batch["completion_mask"].bool()
     lengths = mask.sum(dim=1)
-    order = lengths.argsort(stable=True)
+    image = torch.arange(len(features), device=mask.device).repeat_interleave(len(mask) // len(features))
+    key = torch.cat([lengths[:, None], image[:, None], batch["completion_ids"].masked_fill(~mask, 0)], dim=1)
+    caption: Int[Tensor, " C"] = torch.unique(key, dim=0, return_inverse=True)[1]  # in order of length
+    order = caption.argsort(stable=True)
     bounds = np.linspace(0, len(order), parts + 1).round().astype(int)
     made = []
     for rows in (order[start:end] for start, end in itertools.pairwise(bounds)):
         part = {name: _take(value, rows, len(order)) for name, value in batch.items()}
         longest = int(lengths[rows].max())
         part |= {name: part[name][:, :longest] for name in _PER_TOKEN if part.get(name) is not None}
-        if share_images:
-            part |= _images_once(batch["pixel_values"], rows, captions_per_image)
-            part |= {name: part[name][:, -1:] for name in ("prompt_ids", "prompt_mask")}
+        part |= {name: part[name][:, -1:] for name in ("prompt_ids", "prompt_mask")}
+        part |= _read_once(features, caption[rows], image[rows])
         made.append(part | {"share": _share(loss_type, mask, rows, parts)})
     return made
+
+
+def _read_once(
+    features: Float[Tensor, "N F"], caption: Int[Tensor, " c"], image: Int[Tensor, " c"]
+) -> dict[str, Tensor]:
+    """`caption` ascends: equal captions are neighbours."""
+    _, row_of_caption, count = torch.unique_consecutive(caption, return_inverse=True, return_counts=True)
+    distinct = count.cumsum(dim=0) - count
+    images, image_of_row = torch.unique(image[distinct], return_inverse=True)
+    return {
+        "distinct": distinct,
+        "row_of_caption": row_of_caption,
+        "pixel_values": features[images],
+        "image_of_row": image_of_row,
+    }
 
 
 def _share(loss_type: str, mask: Bool[Tensor, "C T"], rows: Int[Tensor, " c"], parts: int) -> float:
@@ -56,21 +82,6 @@ def _share(loss_type: str, mask: Bool[Tensor, "C T"], rows: Int[Tensor, " c"], p
     return len(rows) * parts / len(mask)
 
 
-def _images_once(pixels: Tensor, rows: Int[Tensor, " c"], captions_per_image: int) -> dict[str, Any]:
-    images, image_of_row = torch.unique(rows // captions_per_image, return_inverse=True)
-    # TRL takes as many images as `num_images` adds up to: all of them here.
-    num_images = [len(images)] + [0] * (len(rows) - 1)
-    return {
-        "pixel_values": pixels[images * captions_per_image],
-        "image_of_row": image_of_row,
-        "num_images": num_images,
-    }
-
-
 def _take(value: Any, rows: Int[Tensor, " c"], of: int) -> Any:
-    """The rows of what has one per caption; anything else as it is."""
-    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == of:
-        return value[rows]
-    if isinstance(value, list) and len(value) == of:
-        return [value[row] for row in rows.tolist()]
-    return value
+    """The rows of a tensor that has one per caption; anything else as it is."""
+    return value[rows] if isinstance(value, Tensor) and value.ndim > 0 and len(value) == of else value

@@ -32,7 +32,7 @@ from finecap_ray.training.micro_batches import split_by_length
 
 SUPPORTED_TRL = ("1.16",)
 ADVANTAGE_STATE_FILE = "advantage_state.json"
-_PROMPT = [{"role": "user", "content": "Describe the image."}]
+_ROW = {"prompt": ""}  # TRL's rows say nothing: a step's images come from its bags, prompts from the rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +72,18 @@ class BagTrainer(GRPOTrainer):
         self._drift_bound = settings.drift_bound
         self._bags, self._rollout, self._estimator = bags, rollout, estimator
         self._step_bags: list[Bag] = []
+        self._features: Tensor | None = None  # of the images of the step [N, F]
         self._first_step: int | None = None  # of this training: 0, or where it was resumed
         self._scored: ScoredRollouts | None = None
         self._chunks: list[dict[str, Any]] = []
         self._chunk: dict[str, Any] = {}
-        self._shares_images = getattr(model, "shares_images", False)
         parts.set_trainable(model, settings.trainable, arguments.seed)
         super().__init__(
             model,
             reward_funcs=[_component(name) for name in self._weights],
             args=arguments,
             # TRL wants a dataset to look at; the rows of a step come from `get_train_dataloader`.
-            train_dataset=Dataset.from_dict({"prompt": [_PROMPT], "image": [[0.0]]}),
+            train_dataset=Dataset.from_list([_ROW]),
             processing_class=processor,
             rollout_func=self._collect,
             callbacks=callbacks,
@@ -102,14 +102,11 @@ class BagTrainer(GRPOTrainer):
         micro_batches = self.args.gradient_accumulation_steps
         if self._step % micro_batches == 0:
             self._step_bags = step_bags
-            rows = [_row(image) for bag in step_bags for image in bag.images for _ in range(self.num_generations)]
-            self._chunks = split_by_length(
-                self._generate_and_score_completions(rows),
-                micro_batches,
-                self.loss_type,
-                self.num_generations,
-                self._shares_images,
-            )
+            features = np.stack([image.features for bag in step_bags for image in bag.images])
+            self._features = torch.from_numpy(features.astype(np.float32)).to(self.accelerator.device)
+            rows = [dict(_ROW) for _ in range(len(features) * self.num_generations)]
+            batch = self._generate_and_score_completions(rows)
+            self._chunks = split_by_length(batch, self._features, micro_batches, self.loss_type)
         return self._chunks[self._step % micro_batches]
 
     def _collect(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
@@ -143,14 +140,28 @@ class BagTrainer(GRPOTrainer):
         self._chunk = inputs
         return super()._compute_loss(model, inputs) * inputs["share"]
 
-    def _get_per_token_logps_and_entropies(self, model: torch.nn.Module, *args: Any, **kwargs: Any):
-        updating = torch.is_grad_enabled() and self.model.training
-        if updating and self._shares_images:
-            model = partial(model, image_of_row=self._chunk["image_of_row"])
-        result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if updating:
-            self._guard_drift(result[0].detach())
-        return result
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **unused: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Of a micro-batch in training, each distinct caption once; of the whole step, for the KL term, all of them."""
+        compute = partial(super()._get_per_token_logps_and_entropies, compute_entropy=compute_entropy)
+        if not (torch.is_grad_enabled() and self.model.training):
+            features = self._features.repeat_interleave(self.num_generations, dim=0)
+            images = {"pixel_values": features, "num_images": [1] * len(features)}
+            return compute(model, input_ids, attention_mask, logits_to_keep, batch_size, **images)
+        distinct, rows = self._chunk["distinct"], self._chunk["row_of_caption"]
+        model = partial(model, pixel_values=self._chunk["pixel_values"], image_of_row=self._chunk["image_of_row"])
+        logps, entropies, _ = compute(model, input_ids[distinct], attention_mask[distinct], logits_to_keep)
+        logps, entropies = logps[rows], None if entropies is None else entropies[rows]
+        self._guard_drift(logps.detach())
+        return logps, entropies, None
 
     def _guard_drift(self, logps: Float[Tensor, "C T"]) -> None:
         """The sampler's log-probs against the trainer's, of the same tokens. Raises DriftError past the bound."""
@@ -256,10 +267,6 @@ class _Steps(torch.utils.data.IterableDataset):
 
 def _identity(item: Any) -> Any:
     return item
-
-
-def _row(image: Any) -> dict[str, Any]:
-    return {"prompt": _PROMPT, "image": image.features.astype(np.float32), "image_id": image.image_id}
 
 
 def _component(name: str) -> Callable[..., Iterable[float]]:

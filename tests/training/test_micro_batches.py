@@ -8,6 +8,9 @@ from finecap_ray.training.micro_batches import split_by_length
 LENGTHS = [3, 1, 4, 1, 5, 2]  # of the captions of 3 images, 2 each
 
 
+FEATURES = torch.arange(3.0)[:, None].expand(3, 4)  # of image n: n, n, n, n
+
+
 @pytest.fixture
 def batch():
     tokens = torch.arange(1, 31).view(6, 5)
@@ -18,39 +21,57 @@ def batch():
         "completion_ids": tokens * mask,
         "completion_mask": mask.int(),
         "sampling_per_token_logps": -tokens.float() * mask,
-        "pixel_values": torch.arange(3.0).repeat_interleave(2)[:, None].expand(6, 5).clone(),
         "advantages": torch.arange(6.0),
-        "num_images": [1] * 6,
         "num_items_in_batch": torch.tensor(16),
     }
 
 
 def test_captions_of_like_length_share_a_batch_that_is_cut_to_the_longest(batch):
-    parts = split_by_length(batch, 3, "dr_grpo", captions_per_image=2, share_images=False)
+    parts = split_by_length(batch, FEATURES, 3, "dr_grpo")
     assert [part["advantages"].tolist() for part in parts] == [[1, 3], [5, 0], [2, 4]]
     assert [part["completion_ids"].shape for part in parts] == [(2, 1), (2, 3), (2, 5)]
     assert [part["sampling_per_token_logps"].shape[1] for part in parts] == [1, 3, 5]
-    assert all(part["prompt_ids"].shape == (2, 5) for part in parts)
-    assert all(part["pixel_values"].shape == (2, 5) for part in parts)
     for part in parts:
-        assert torch.equal(part["pixel_values"][:, 0], part["advantages"] // 2)
+        assert part["prompt_ids"].shape == part["prompt_mask"].shape == (2, 1)
+        assert torch.equal(part["pixel_values"][part["image_of_row"], 0], part["advantages"] // 2)
         assert part["num_items_in_batch"] == 16
-        assert part["num_images"] == [1, 1]
     kept = torch.cat([part["completion_ids"][part["completion_mask"].bool()] for part in parts])
     assert sorted(kept.tolist()) == sorted(batch["completion_ids"][batch["completion_mask"].bool()].tolist())
 
 
 def test_an_image_of_several_captions_comes_once(batch):
-    first, last = split_by_length(batch, 2, "dr_grpo", captions_per_image=2, share_images=True)
+    first, last = split_by_length(batch, FEATURES, 2, "dr_grpo")
     assert first["advantages"].tolist() == [1, 3, 5]
     assert first["pixel_values"][:, 0].tolist() == [0, 1, 2]
     assert first["image_of_row"].tolist() == [0, 1, 2]
-    assert first["prompt_ids"].shape == first["prompt_mask"].shape == (3, 1)
     assert last["advantages"].tolist() == [0, 2, 4]
-    assert sum(last["num_images"]) == len(last["pixel_values"]) == 3
-    whole = split_by_length(batch, 1, "dr_grpo", captions_per_image=2, share_images=True)[0]
-    assert whole["pixel_values"][:, 0].tolist() == [0, 1, 2]
+    whole = split_by_length(batch, FEATURES, 1, "dr_grpo")[0]
+    assert whole["pixel_values"].shape == (3, 4)
     assert torch.equal(whole["pixel_values"][whole["image_of_row"], 0], whole["advantages"] // 2)
+
+
+def test_equal_captions_of_an_image_are_read_once(batch):
+    ids, mask = batch["completion_ids"], batch["completion_mask"]
+    for name in ("completion_ids", "completion_mask", "sampling_per_token_logps"):
+        batch[name][4] = batch[name][0]  # equal, but of another image
+        batch[name][5] = batch[name][4]
+    whole = split_by_length(batch, FEATURES, 1, "dr_grpo")[0]
+    assert whole["advantages"].tolist() == [1, 3, 0, 4, 5, 2]
+    assert whole["distinct"].tolist() == [0, 1, 2, 3, 5]
+    assert whole["row_of_caption"].tolist() == [0, 1, 2, 3, 3, 4]
+    assert whole["image_of_row"].tolist() == [0, 1, 0, 2, 1]
+    read = whole["completion_ids"][whole["distinct"]]
+    assert torch.equal(read[whole["row_of_caption"]], whole["completion_ids"])
+    image_of_caption = whole["image_of_row"][whole["row_of_caption"]]
+    assert torch.equal(whole["pixel_values"][image_of_caption, 0], whole["advantages"] // 2)
+    # What stands after a caption's end is no part of it.
+    ids[5, 3:] = 7
+    assert not mask[5, 3:].any()
+    again = split_by_length(batch, FEATURES, 1, "dr_grpo")[0]
+    assert again["row_of_caption"].tolist() == whole["row_of_caption"].tolist()
+    # A cut through equal captions: each side reads its own.
+    cut = split_by_length(batch, FEATURES, 6, "dr_grpo")
+    assert [part["distinct"].tolist() for part in cut] == [[0]] * 6
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 6])
@@ -69,6 +90,6 @@ def test_the_losses_of_the_parts_add_up_to_that_of_the_step(batch, loss_type, pa
                 return (value * mask).sum() / mask.sum()
         return (value * mask).sum() / part["num_items_in_batch"]
 
-    made = split_by_length(batch, parts, loss_type, captions_per_image=2, share_images=False)
+    made = split_by_length(batch, FEATURES, parts, loss_type)
     accumulated = sum(loss(part) * part["share"] / (1 if loss_type == "dapo" else parts) for part in made)
     assert accumulated.item() == pytest.approx(loss(batch).item(), rel=1e-6)

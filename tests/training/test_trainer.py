@@ -187,7 +187,8 @@ def test_the_greedy_baseline_is_the_reward_of_the_greedy_caption(run):
     assert {name: len(values) for name, values in step.greedy.items()} == {"self_retrieval": 8, "cider": 8}
     expected = total_reward(step.components, weights).reshape(8, 2) - total_reward(step.greedy, weights)[:, None]
     advantages = torch.cat([chunk["advantages"] for chunk in trainer._chunks])
-    in_order = np.argsort([len(rollout.token_ids) for rollout in step.rollouts], kind="stable")  # of their length
+    # The micro-batches are in order of length, then image, then tokens.
+    in_order = sorted(range(16), key=lambda row: (len(tokens := step.rollouts[row].token_ids), row // 2, tokens))
     np.testing.assert_allclose(advantages.numpy(), expected.flatten()[in_order], rtol=0, atol=1e-5)
     # only the sampled captions are learnt from
     assert history(trainer, "captions") == [16] and len(step.rollouts) == 16
