@@ -68,6 +68,10 @@ class CaptionEngine:
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
             )
+        if not torch.cuda.is_available():
+            from finecap_ray.sampling.noise import use_seeded_sampler
+
+            self.llm.collective_rpc(use_seeded_sampler)
 
     def load(self, weights_version: int, tensors: dict[str, torch.Tensor]) -> None:
         """Loads the state dict of the trained model. Raises StaleWeightsError where a tensor is missing from it."""
