@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from finecap_ray.bags.build import BagSource, build_bags
+from finecap_ray.bags.build import build_bags
+from finecap_ray.bags.source import BagSource
 from finecap_ray.config import BagSettings, TowerSettings
 from finecap_ray.facts import describe_bags
 from finecap_ray.scorers.tower import load_tower

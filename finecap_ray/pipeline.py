@@ -15,21 +15,20 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import ray
 from rich.console import Console
 
-from finecap_ray.bags.build import BagSource, build_bags, read_manifest
-from finecap_ray.bags.conditional import without_words
+from finecap_ray.bags.build import build_bags, read_manifest
+from finecap_ray.bags.source import bag_source
 from finecap_ray.bags.stream import plan_run
 from finecap_ray.cluster import absolute, connect, work_within
-from finecap_ray.config import BagSettings, ScorerSettings, Settings, dump_settings
-from finecap_ray.errors import DataError, MismatchError
+from finecap_ray.config import ScorerSettings, Settings, dump_settings
+from finecap_ray.errors import MismatchError
 from finecap_ray.preflight import check_adapters
 from finecap_ray.progress import Narrator
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
-from finecap_ray.scorers.embed import FeatureSet, embed_examples, read_features
-from finecap_ray.sources import read_examples
+from finecap_ray.scorers.embed import FeatureSet, embed_examples
+from finecap_ray.sources import ExampleSet
 from finecap_ray.stages import StageResult, Stages
 from finecap_ray.training.arithmetic import rl_arithmetic
 
@@ -65,12 +64,12 @@ class Pipeline:
         return cls(settings, Stages(absolute(settings.run_dir), narrator.started, narrator.ended, kept), narrator)
 
     @cached_property
-    def examples(self) -> pa.Table:
-        return read_examples(self.settings.data.examples)
+    def examples(self) -> ExampleSet:
+        return ExampleSet(self.settings.data.examples)
 
     @cached_property
     def features(self) -> FeatureSet:
-        return read_features(self._features.folder)
+        return FeatureSet(self._features.folder)
 
     @cached_property
     def _features(self) -> StageResult:
@@ -78,7 +77,7 @@ class Pipeline:
         return self.stages.run(
             "features",
             {
-                "examples": table_digest(self.examples),
+                "examples": self.examples.digest,
                 "tower": settings.tower.model_dump(exclude={"batch_size", "rows_per_file"}),
                 "data": settings.data.model_dump(),
             },
@@ -123,7 +122,9 @@ class Pipeline:
         bag_settings = settings.bags.model_copy(update=changes)
 
         def work(out: Path) -> None:
-            build_bags(self.bag_source(split, bag_settings), out, sizes, bag_settings, settings.seed)
+            arguments = (self.examples, self.features, self.scorer.spec, split, bag_settings, settings.resources, out)
+            with bag_source(*arguments) as source:
+                build_bags(source, out, sizes, bag_settings, settings.seed)
 
         inputs = {
             "features": self._features.digest,
@@ -135,38 +136,6 @@ class Pipeline:
             "seed": settings.seed,
         }
         return self.stages.run(f"bags/{split}", inputs, work)
-
-    def bag_source(self, split: str, bags: BagSettings) -> BagSource:
-        """The images of a split as the reward scorer sees them, and their captions where the bags compare these."""
-        rows = self.rows(split)
-        captions = None
-        if bags.kind == "conditional":
-            captions = [[without_words(caption, bags.word_class) for caption in row["captions"]] for row in rows]
-        elif bags.compare == "image_and_captions":
-            captions = [row["captions"] for row in rows]
-        reference = _embed_rows.remote(
-            self.scorer.spec,
-            self._matrix(rows),
-            self.features.tower_digest,
-            [row["image"] for row in rows],
-            captions,
-            self.settings.resources.threads,
-        )
-        embeddings, caption_embeddings, facts = work_within(
-            reference, self.settings.resources, "the scorer's process", f"embed the {len(rows)} images of {split!r}"
-        )
-        return BagSource(
-            image_ids=[row["image_id"] for row in rows],
-            images=[row["image"] for row in rows],
-            captions=[row["captions"] for row in rows],
-            embeddings=embeddings,
-            features=self._matrix(rows),
-            name=split,
-            left_out={"without features": self.count(split) - len(rows)},
-            scorer=facts,
-            tower={"digest": self.features.tower_digest},
-            caption_embeddings=caption_embeddings,
-        )
 
     @cached_property
     def rl(self) -> StageResult:
@@ -218,19 +187,12 @@ class Pipeline:
         )
 
     def rows(self, split: str) -> list[dict]:
-        """Examples of a split that have features. Raises DataError, naming the splits there are, when there are none."""
-        found = self.examples.filter(pa.compute.equal(self.examples["split"], split)).to_pylist()
-        if not found:
-            raise DataError(
-                f"no example is in split {split!r}; the splits are {', '.join(sorted(set(self.examples['split'].to_pylist())))}"
-            )
-        return [row for row in found if row["image_id"] in self.features.rows]
-
-    def count(self, split: str) -> int:
-        return pa.compute.sum(pa.compute.equal(self.examples["split"], split)).as_py()
+        """Id, captions and split of the examples of a split that have features. Raises DataError when there are none."""
+        found = self.examples.split(split).to_pylist()
+        return [row for row in found if row["image_id"] in self.features.image_ids]
 
     def _matrix(self, rows: list[dict]) -> np.ndarray:
-        return np.stack([self.features.rows[row["image_id"]] for row in rows])
+        return self.features.matrix([row["image_id"] for row in rows])
 
     def _scorer(self, name: str, scorer: ScorerSettings) -> ScorerSource:
         if scorer.spec is not None:
@@ -259,8 +221,7 @@ class Pipeline:
 
     def rows_for_choices(self) -> list[dict]:
         """Every split that recipes may be chosen on: those whose name begins with `dev`."""
-        splits = sorted({split for split in self.examples["split"].to_pylist() if split.startswith("dev")})
-        return [row for split in splits for row in self.rows(split)]
+        return [row for split in self.examples.splits() if split.startswith("dev") for row in self.rows(split)]
 
     def summary(self) -> dict:
         """Of the evaluation, and the seconds of every stage that was asked for."""
@@ -271,15 +232,6 @@ class Pipeline:
         """summary.json and report.html, in the run folder."""
         (self.run_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2), encoding="utf-8")
         assemble_report(self.run_dir, self.settings, summary)
-
-
-def table_digest(table: pa.Table) -> str:
-    """Of the content of a table of examples, whatever its chunks."""
-    digest = hashlib.sha256()
-    for batch in table.combine_chunks().to_batches():
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            digest.update(repr(row).encode())
-    return digest.hexdigest()[:16]
 
 
 def _half(rows: list[dict], half: str) -> list[dict]:
@@ -299,36 +251,3 @@ def _train_scorer(settings, tower, features, captions, dev_features, dev_caption
     torch.set_num_threads(threads)
     tensors = [torch.from_numpy(array.astype(np.float32)) for array in (features, dev_features)]
     return train_scorer(settings, load_tower(tower), tensors[0], captions, tensors[1], dev_captions, Path(out))
-
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _embed_rows(
-    scorer: str,
-    features: np.ndarray,
-    tower_digest: str,
-    images: list[bytes],
-    captions: list[list[str]] | None,
-    threads: int,
-) -> tuple[np.ndarray, np.ndarray | None, dict[str, str]]:
-    """Of the scorer: unit-norm image embeddings [N, D], mean caption embeddings [N, D], and what the manifest says of it."""
-    import torch
-
-    from finecap_ray.scorers.scorer import load_scorer
-
-    torch.set_num_threads(threads)
-    loaded = load_scorer(scorer)
-    if loaded.tower_digest == tower_digest:
-        embeddings = loaded.project_features(torch.from_numpy(features.astype(np.float32)))
-    else:
-        embeddings = loaded.embed_images(images)
-    means = None if captions is None else _mean_captions(loaded, captions, embeddings.shape[1])
-    return embeddings.numpy(), means, {"name": loaded.name, "digest": loaded.digest}
-
-
-def _mean_captions(scorer, captions: list[list[str]], width: int) -> np.ndarray:
-    """[N, D]: mean of the caption embeddings of each image, 0 where it has no caption."""
-    owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
-    means = np.zeros((len(captions), width), dtype=np.float32)
-    if len(owner):
-        np.add.at(means, owner, scorer.embed_texts([caption for own in captions for caption in own]).numpy())
-    return means / np.maximum(np.bincount(owner, minlength=len(captions)), 1)[:, None]

@@ -102,7 +102,7 @@ def scorer(scorer_folder):
 def bag_source(emoji, scorer, tower):
     import torch
 
-    from finecap_ray.bags.build import BagSource
+    from finecap_ray.bags.source import BagSource
 
     return BagSource(
         image_ids=emoji.image_ids,

@@ -20,30 +20,14 @@ import pyarrow.parquet as pq
 from finecap_ray.bags.conditional import word_labels
 from finecap_ray.bags.mining import bag_similarities, bags_of_neighbours, joint_embeddings, random_bags
 from finecap_ray.bags.neighbours import find_neighbours
+from finecap_ray.bags.source import BagSource
 from finecap_ray.bags.truematch import bag_rows, read_truematch
 from finecap_ray.config import BagSettings
 from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.records import BAG_IMAGE_TYPE, BAG_SCHEMA
 
 MANIFEST_FILE = "manifest.json"
-_GROUPS_PER_PART = 64
-
-
-@dataclass(frozen=True, slots=True)
-class BagSource:
-    """Images of one split, row by row: what a bag set is mined from."""
-
-    image_ids: list[str]
-    images: list[bytes]
-    captions: list[list[str]]
-    embeddings: np.ndarray  # [N, D] float32, unit-norm, of the reward scorer
-    features: np.ndarray | None  # [N, F] float16, of the captioner's frozen tower
-    name: str
-    left_out: dict[str, int]
-    scorer: dict[str, str]  # name and digest
-    tower: dict[str, str]  # digest; empty where the captioner has no frozen tower
-    caption_embeddings: np.ndarray | None = None
-    """[N, D] mean embedding of an image's captions, 0 where it has none; for bags that compare captions too."""
+IMAGES_PER_PART = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +40,17 @@ class Shelf:
 
 
 def build_bags(
-    source: BagSource, folder: Path, sizes: tuple[int, ...], settings: BagSettings, seed: int
+    source: BagSource,
+    folder: Path,
+    sizes: tuple[int, ...],
+    settings: BagSettings,
+    seed: int,
+    images_per_part: int = IMAGES_PER_PART,
 ) -> dict[str, Any]:
-    """Mines and writes one bag set and returns its manifest. Raises DataError when a size can't be filled."""
+    """Mines and writes one bag set and returns its manifest. Raises DataError when a size can't be filled.
+
+    A file holds whole row groups of at most `images_per_part` images (or one row group): so many are in memory at a time.
+    """
     listed, absent = {}, 0
     if settings.truematch is not None:
         listed, absent = bag_rows(read_truematch(settings.truematch), source.image_ids)
@@ -82,7 +74,7 @@ def build_bags(
                 )
         bags, similarity = [bags[place] for place in order], similarity[order]
         control = bag_similarities(source.embeddings, random_bags(len(source.image_ids), size, seed))
-        rows_per_part = settings.rows_per_group * _GROUPS_PER_PART
+        rows_per_part = settings.rows_per_group * max(1, images_per_part // (settings.rows_per_group * size))
         for start in range(0, len(bags), rows_per_part):
             part = slice(start, start + rows_per_part)
             path = part_path(folder, size, start // rows_per_part)

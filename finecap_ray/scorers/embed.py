@@ -2,16 +2,17 @@
 
 <out>/features/part-00000.parquet ...   <out>/manifest.json
 
-One file for every `rows_per_file` examples, written whole or not at all, and the manifest last; so a job that was killed
-and is started again computes only the files that aren't there. A file says which tower made it and of which examples.
+One file for every page of `rows_per_file` examples, written whole or not at all, and the manifest last; so a job that was
+killed and is started again computes only the files that aren't there. A file says which tower made it and of which examples.
+The actors read the pictures where they lie: no process holds more than a page.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
+from jaxtyping import Float16
 
 from finecap_ray.config import DataSettings, ResourceSettings, TowerSettings
 from finecap_ray.errors import DataError
 from finecap_ray.records import FEATURE_SCHEMA, vectors
 from finecap_ray.scorers.tower import decode_image, load_tower
+from finecap_ray.sources.examples import ExampleSet, update_digest
 
 FEATURES_FOLDER = "features"
 MANIFEST_FILE = "manifest.json"
 _LISTED = 10  # images that a message names
 _MADE_OF, _DIGEST, _BAD = b"made_of", b"tower_digest", b"left_out"
+_BLOCKS = 1000  # that Ray Data shares pages out in, at most
 
 
 class TowerActor:
-    """Ray Data batch: the examples of one file -> its float16 features, on disk."""
+    """Ray Data batch: numbers of pages -> whether it computed them; their float16 features go to disk, a file for each page."""
 
-    def __init__(self, settings: TowerSettings, threads: int, folder: str) -> None:
+    def __init__(self, examples: ExampleSet, settings: TowerSettings, threads: int, folder: str) -> None:
         torch.set_num_threads(threads)
         self.tower = load_tower(settings)
-        self.batch_size, self.folder = settings.batch_size, Path(folder)
+        self.examples, self.settings, self.folder = examples, settings, Path(folder)
 
-    def __call__(self, examples: pa.Table) -> pa.Table:
-        file, made_of = examples["file"][0].as_py(), examples["made_of"][0].as_py()
+    def __call__(self, pages: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"computed": np.array([self._embed(int(page)) for page in pages["page"]])}
+
+    def _embed(self, page: int) -> bool:
+        size, file = self.settings.rows_per_file, _file(page)
+        examples = self.examples.page(page * size, size)
+        made_of = _fingerprint(self.settings, examples)
+        if _made_of(self.folder / file) == made_of:
+            return False
         ids, features, bad = [], [], {}
-        for batch in examples.to_batches(self.batch_size):
+        for batch in examples.to_batches(self.settings.batch_size):
             good = []
             for image_id, image in zip(batch["image_id"].to_pylist(), batch["image"].to_pylist(), strict=True):
                 reason = _reason(image)
@@ -61,23 +72,58 @@ class TowerActor:
         unfinished = self.folder / f".{file}.new"
         pq.write_table(table.replace_schema_metadata(facts), unfinished, compression="none", use_dictionary=False)
         unfinished.replace(self.folder / file)
-        return pa.table({"file": [file]})
+        return True
 
 
-@dataclass(frozen=True, slots=True)
 class FeatureSet:
-    """Features of the frozen tower by image id, and which tower made them."""
+    """What `embed_examples` wrote: features of the frozen tower, page by page of the examples, and which tower made them."""
 
-    rows: dict[str, np.ndarray]  # image id -> [F] float16
-    tower_digest: str
+    def __init__(self, folder: Path) -> None:
+        """Raises DataError where there is no finished set."""
+        if not (folder / MANIFEST_FILE).is_file():
+            raise DataError(f"no features at {folder}: compute them first (`finecap scorer train` does)")
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        self.tower_digest: str = manifest["tower"]["digest"]
+        self.rows_per_page: int = manifest["rows_per_file"]
+        self.folder = folder
+        self._paths = [folder / FEATURES_FOLDER / _file(page) for page in range(manifest["files"])]
 
-    @property
-    def width(self) -> int:
-        return len(next(iter(self.rows.values())))
+    def __len__(self) -> int:
+        """Pages."""
+        return len(self._paths)
+
+    @cached_property
+    def image_ids(self) -> frozenset[str]:
+        """Of the images that have features: all but those that couldn't be decoded."""
+        columns = (pq.read_table(path, columns=["image_id"])["image_id"] for path in self._paths)
+        return frozenset(image_id for column in columns for image_id in column.to_pylist())
+
+    def page(self, page: int) -> tuple[list[str], Float16[np.ndarray, "n F"]]:
+        """Image ids and features of the images of that page of the examples."""
+        table = pq.read_table(self._paths[page])
+        lists = table["features"].combine_chunks()
+        features = vectors(lists) if len(lists) else np.empty((0, 0), dtype=np.float16)
+        return table["image_id"].to_pylist(), features
+
+    def matrix(self, image_ids: Sequence[str]) -> Float16[np.ndarray, "N F"]:
+        """Of these images, in this order. Raises DataError, naming the first that has none."""
+        place, found = {image_id: row for row, image_id in enumerate(image_ids)}, None
+        for page in range(len(self)):
+            ids, features = self.page(page)
+            own = [(place.pop(image_id), row) for row, image_id in enumerate(ids) if image_id in place]
+            if own:
+                to, of = map(list, zip(*own, strict=True))
+                found = np.empty((len(image_ids), features.shape[1]), dtype=np.float16) if found is None else found
+                found[to] = features[of]
+        if place:
+            raise DataError(
+                f"{len(place)} images have no features, such as {next(iter(place))}: embed the examples again"
+            )
+        return found
 
 
 def embed_examples(
-    examples: pa.Table, out: Path, tower: TowerSettings, data: DataSettings, resources: ResourceSettings
+    examples: ExampleSet, out: Path, tower: TowerSettings, data: DataSettings, resources: ResourceSettings
 ) -> int:
     """Writes features and a manifest into `out`, and returns how many files were computed (the others were there).
 
@@ -85,50 +131,41 @@ def embed_examples(
     """
     folder = out / FEATURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    files = list(_files(examples.select(["image_id", "image"]), tower))
-    todo = [(file, made_of, part) for file, made_of, part in files if _made_of(folder / file) != made_of]
-    if todo:
-        # One block each, and so one call of an actor.
-        blocks = [
-            part.append_column("file", pa.repeat(file, len(part))).append_column(
-                "made_of", pa.repeat(made_of, len(part))
-            )
-            for file, made_of, part in todo
-        ]
-        ray.data.from_arrow(blocks).map_batches(
-            TowerActor,
-            fn_constructor_args=(tower, resources.threads, str(folder)),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.scorers),
-            num_cpus=1,
-            num_gpus=1 if resources.use_gpu else 0,
-        ).materialize()
-    for stranger in {path.name for path in folder.iterdir()} - {file for file, _, _ in files}:
+    pages = -(-len(examples) // tower.rows_per_file)
+    answers = over_pages(range(pages), TowerActor, (examples, tower, resources.threads, str(folder)), resources)
+    computed = sum(int(answer["computed"].sum()) for answer in answers)
+    files = [_file(page) for page in range(pages)]
+    for stranger in {path.name for path in folder.iterdir()} - set(files):
         (folder / stranger).unlink()  # of a job that was killed while it wrote, or of more examples
-    _write_manifest(folder, [file for file, _, _ in files], out, tower, data)
-    return len(todo)
+    _write_manifest(folder, files, out, tower, data)
+    return computed
 
 
-def read_features(folder: Path) -> FeatureSet:
-    """What `embed_examples` wrote."""
-    if not (folder / MANIFEST_FILE).is_file():
-        raise DataError(f"no features at {folder}: compute them first (`finecap scorer train` does)")
-    manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    table = pa.concat_tables(pq.read_table(path) for path in sorted((folder / FEATURES_FOLDER).glob("part-*.parquet")))
-    matrix = vectors(table["features"].combine_chunks())
-    return FeatureSet(dict(zip(table["image_id"].to_pylist(), matrix, strict=True)), manifest["tower"]["digest"])
+def over_pages(
+    pages: Sequence[int], actor: type, arguments: tuple, resources: ResourceSettings
+) -> Iterator[dict[str, np.ndarray]]:
+    """A Ray Data pool of actors that grows with the work, over pages of examples: what they answer, in any order."""
+    dataset = ray.data.from_items([{"page": page} for page in pages], override_num_blocks=min(len(pages), _BLOCKS))
+    answers = dataset.map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.scorers),
+        num_cpus=1,
+        num_gpus=1 if resources.use_gpu else 0,
+    )
+    return iter(answers.iter_batches(batch_size=None))
 
 
-def _files(examples: pa.Table, tower: TowerSettings) -> Iterator[tuple[str, str, pa.Table]]:
-    """Name, fingerprint of tower settings and examples, and the examples, of each file."""
-    for number, start in enumerate(range(0, examples.num_rows, tower.rows_per_file)):
-        part = examples.slice(start, tower.rows_per_file)
-        digest = hashlib.sha256(tower.model_dump_json(exclude={"batch_size", "rows_per_file"}).encode())
-        for image_id, image in zip(part["image_id"].to_pylist(), part["image"].to_pylist(), strict=True):
-            digest.update(f"{image_id!r}{len(image)}".encode())
-            digest.update(image)
-        yield f"part-{number:05d}.parquet", digest.hexdigest()[:16], part
+def _file(page: int) -> str:
+    return f"part-{page:05d}.parquet"
+
+
+def _fingerprint(tower: TowerSettings, examples: pa.Table) -> str:
+    """Of tower settings and examples."""
+    digest = hashlib.sha256(tower.model_dump_json(exclude={"batch_size", "rows_per_file"}).encode())
+    update_digest(digest, examples)
+    return digest.hexdigest()[:16]
 
 
 def _made_of(path: Path) -> str | None:
@@ -166,6 +203,7 @@ def _write_manifest(folder: Path, files: list[str], out: Path, tower: TowerSetti
         },
         "images": images,
         "files": len(files),
+        "rows_per_file": tower.rows_per_file,
         "left_out": {"undecodable": len(bad)},
     }
     (out / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2), encoding="utf-8")

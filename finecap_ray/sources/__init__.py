@@ -1,5 +1,5 @@
 """Images and captions from outside, as examples."""
 
-from finecap_ray.sources.examples import read_examples
+from finecap_ray.sources.examples import ExampleSet, read_examples
 
-__all__ = ["read_examples"]
+__all__ = ["ExampleSet", "read_examples"]

@@ -1,42 +1,132 @@
-"""Examples that are ready for use, as one table: what every later step starts from."""
+"""Examples that are ready for use: what every later step starts from.
+
+What is said of them (ids, captions, splits) is held in memory, their pictures are read a page at a time: a pile of images may be
+larger than the memory of any node.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyarrow import fs
 
+from finecap_ray.cluster import absolute
 from finecap_ray.errors import DataError
 from finecap_ray.records import EXAMPLE_SCHEMA
 from finecap_ray.sources.files import locate
-from finecap_ray.sources.fluent import fluent_table
+from finecap_ray.sources.fluent import fluent_file
 
 MANIFEST_FILE = "manifest.json"  # of an import; written last
+_LABELS = [name for name in EXAMPLE_SCHEMA.names if name != "image"]
+_ROWS_AT_A_TIME = 256
+_ROWS_PER_DIGEST = 1024
+
+
+class ExampleSet:
+    """Examples in EXAMPLE_SCHEMA: `fluent` (embedded), a parquet file, a folder of them, or what `finecap import` wrote."""
+
+    def __init__(self, spec: str) -> None:
+        """Reads the footers of the files. Raises DataError where there is nothing to read, or a column is absent or of another type."""
+        self.spec = spec
+        if spec == "fluent":
+            self._filesystem, self._paths = fs.LocalFileSystem(), [fluent_file()]
+        else:
+            self._filesystem, path = locate(spec)
+            self._paths = _parquet_files(spec, self._filesystem, path)
+        self._footers = [self._read(lambda path=path: self._open(path).metadata) for path in self._paths]
+        for footer in self._footers:
+            _check_columns(spec, footer.schema.to_arrow_schema())
+        if not len(self):
+            raise DataError(f"{spec} has no examples: its {len(self._paths)} parquet files are empty")
+
+    def __reduce__(self):
+        """Another process opens the files itself."""
+        return ExampleSet, (self.spec if self.spec == "fluent" else absolute(self.spec),)
+
+    def __len__(self) -> int:
+        return sum(footer.num_rows for footer in self._footers)
+
+    @cached_property
+    def labels(self) -> pa.Table:
+        """Of every example all but its picture."""
+        return self._table(0, len(self), _LABELS)
+
+    def split(self, name: str) -> pa.Table:
+        """The labels of a split, and the `row` of each example. Raises DataError, naming the splits there are, where it is empty."""
+        labels = self.labels.append_column("row", pa.array(range(len(self)), pa.int64()))
+        inside = labels.filter(pc.equal(labels["split"], name))
+        if not len(inside):
+            raise DataError(f"no example is in split {name!r}; the splits are {', '.join(self.splits())}")
+        return inside
+
+    def splits(self) -> list[str]:
+        return sorted(pc.unique(self.labels["split"]).to_pylist())
+
+    def page(self, start: int, rows: int) -> pa.Table:
+        """The examples `start` to `start + rows` (or the end), with their pictures. Raises DataError where one has gaps."""
+        return self._table(start, rows, EXAMPLE_SCHEMA.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all their content, however it is divided into files. Reads everything once."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), _ROWS_PER_DIGEST):
+            update_digest(digest, self.page(start, _ROWS_PER_DIGEST))
+        return digest.hexdigest()[:16]
+
+    def _table(self, start: int, rows: int, columns: list[str]) -> pa.Table:
+        table = self._read(lambda: pa.concat_tables(self._batches(start, start + rows, columns)))
+        fields = [EXAMPLE_SCHEMA.field(name) for name in columns]
+        return pa.table([_as_type(self.spec, table[field.name], field) for field in fields], schema=pa.schema(fields))
+
+    def _batches(self, start: int, end: int, columns: list[str]) -> Iterator[pa.Table]:
+        first = 0
+        for path, footer in zip(self._paths, self._footers, strict=True):
+            for group in range(footer.num_row_groups):
+                rows = footer.row_group(group).num_rows
+                if first < end and first + rows > start:
+                    yield from self._part(path, footer, group, start - first, end - first, columns)
+                first += rows
+
+    def _part(
+        self, path: str, footer: pq.FileMetaData, group: int, start: int, end: int, columns: list[str]
+    ) -> Iterator[pa.Table]:
+        """Rows of one row group, which may be larger than memory."""
+        with self._open(path, footer) as file:
+            for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns):
+                own = batch.slice(max(start, 0), max(end - max(start, 0), 0))
+                if own.num_rows:
+                    yield pa.Table.from_batches([own])
+                start, end = start - batch.num_rows, end - batch.num_rows
+                if end <= 0:
+                    return
+
+    def _open(self, path: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+        return pq.ParquetFile(path, metadata=footer, filesystem=self._filesystem)
+
+    def _read(self, read):
+        try:
+            return read()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.spec} can't be read as parquet: {error}") from None
 
 
 def read_examples(spec: str) -> pa.Table:
-    """Examples in EXAMPLE_SCHEMA: `fluent` (embedded), a parquet file, a folder of them, or what `finecap import` wrote.
+    """All examples of a set, pictures and all. Raises DataError as ExampleSet does."""
+    examples = ExampleSet(spec)
+    return examples.page(0, len(examples))
 
-    Raises DataError where there is nothing to read, or a column is absent, of another type, or has gaps.
-    """
-    if spec == "fluent":
-        return fluent_table()
-    filesystem, path = locate(spec)
-    files = _parquet_files(spec, filesystem, path)
-    try:
-        data = ds.dataset(files, filesystem=filesystem, format="parquet")
-        absent = [name for name in EXAMPLE_SCHEMA.names if name not in data.schema.names]
-        if absent:
-            raise DataError(
-                f"{spec} has no column {', '.join(absent)}: found {', '.join(data.schema.names)}; "
-                f"examples have {', '.join(EXAMPLE_SCHEMA.names)}. `finecap import` makes them from other forms"
-            )
-        table = data.to_table(columns=EXAMPLE_SCHEMA.names)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{spec} can't be read as parquet: {error}") from None
-    if not table.num_rows:
-        raise DataError(f"{spec} has no examples: its {len(files)} parquet files are empty")
-    return pa.table([_as_type(spec, table[field.name], field) for field in EXAMPLE_SCHEMA], schema=EXAMPLE_SCHEMA)
+
+def update_digest(digest, examples: pa.Table) -> None:
+    """With the content of examples, whatever their chunks."""
+    for image_id, image, captions, split in zip(*(column.to_pylist() for column in examples.columns), strict=True):
+        digest.update(repr((image_id, captions, split, len(image))).encode())
+        digest.update(image)
 
 
 def _parquet_files(spec: str, filesystem: fs.FileSystem, path: str) -> list[str]:
@@ -59,6 +149,17 @@ def _parquet_files(spec: str, filesystem: fs.FileSystem, path: str) -> list[str]
         if files:
             return files
     raise DataError(f"the folder {spec} has no .parquet file, nor has a folder examples/ in it")
+
+
+def _check_columns(spec: str, found: pa.Schema) -> None:
+    absent = [name for name in EXAMPLE_SCHEMA.names if name not in found.names]
+    if absent:
+        raise DataError(
+            f"{spec} has no column {', '.join(absent)}: found {', '.join(found.names)}; "
+            f"examples have {', '.join(EXAMPLE_SCHEMA.names)}. `finecap import` makes them from other forms"
+        )
+    for field in EXAMPLE_SCHEMA:
+        _as_type(spec, pa.chunked_array([], found.field(field.name).type), field)
 
 
 def _as_type(spec: str, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

@@ -27,13 +27,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from finecap_ray.records import EXAMPLE_SCHEMA
-
-
-def fluent_table() -> pa.Table:
-    """All embedded examples, in EXAMPLE_SCHEMA."""
-    with (resources.files("finecap_ray") / "sources" / "fluent.parquet").open("rb") as file:
-        return pq.read_table(file, schema=EXAMPLE_SCHEMA)
+def fluent_file() -> str:
+    """Path of the parquet file with all embedded examples."""
+    return str(resources.files("finecap_ray") / "sources" / "fluent.parquet")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from finecap_ray.bags import build
-from finecap_ray.bags.build import read_manifest
+from finecap_ray.bags.build import build_bags, read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags, read_bank, stream_bags
 from finecap_ray.config import BagSettings, RlSettings, Stage
 
@@ -60,9 +59,8 @@ def test_a_killed_stream_goes_on_with_other_workers(ray_session, bag_folder, wor
     assert sorted(seen) == sorted(names[2] * 2 + names[3])
 
 
-def test_bags_of_several_files_are_found(ray_session, bag_source, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_GROUPS_PER_PART", 2)
-    manifest = build.build_bags(bag_source, tmp_path, (2,), BagSettings(rows_per_group=4), seed=0)
+def test_bags_of_several_files_are_found(ray_session, bag_source, tmp_path):
+    manifest = build_bags(bag_source, tmp_path, (2,), BagSettings(rows_per_group=4), seed=0, images_per_part=17)
     assert len(list((tmp_path / "size=2").iterdir())) == -(-manifest["sizes"]["2"]["bags"] // 8) > 2
     curriculum = (Stage(bag_size=2, epochs=1),)
     plan = plan_run(manifest, settings(curriculum=curriculum, groups_per_window=3), seed=0)

@@ -1,5 +1,7 @@
 """Features of the frozen tower on disk: what is left out, and what a killed job does again."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,61 +10,69 @@ import pytest
 from finecap_ray.config import DataSettings, TowerSettings
 from finecap_ray.errors import DataError
 from finecap_ray.records import EXAMPLE_SCHEMA
-from finecap_ray.scorers.embed import embed_examples, read_features
+from finecap_ray.scorers.embed import FeatureSet, embed_examples
+from finecap_ray.sources import ExampleSet
 
 TOWER = TowerSettings(image_size=64, batch_size=8, rows_per_file=8)
 
 
+def on_disk(rows, folder):
+    pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), folder / "examples.parquet", row_group_size=5)
+    return ExampleSet(str(folder / "examples.parquet"))
+
+
 @pytest.fixture
-def examples(emoji):
+def rows(emoji):
     rows = [
         {"image_id": image_id, "image": image, "captions": [], "split": "train"}
         for image_id, image in zip(emoji.image_ids[:30], emoji.images[:30], strict=True)
     ]
     rows[9] |= {"image": b"no image"}
-    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+    return rows
 
 
-def test_a_killed_job_redoes_the_files_that_are_not_there(ray_session, examples, emoji, tower, resources, tmp_path):
-    data = DataSettings(max_bad_fraction=0.1)
+def test_a_killed_job_redoes_the_files_that_are_not_there(ray_session, rows, emoji, tower, resources, tmp_path):
+    out = tmp_path / "out"
 
-    def embed(table=examples, tower=TOWER, **changes):
+    def embed(rows=rows, tower=TOWER, **changes):
         settings = tower.model_copy(update=changes)
-        return embed_examples(table, tmp_path, settings, data, resources)
+        return embed_examples(on_disk(rows, tmp_path), out, settings, DataSettings(max_bad_fraction=0.1), resources)
 
     assert embed() == 4  # 30 examples, 8 to a file
-    features = read_features(tmp_path)
-    assert list(features.rows) == [image_id for n, image_id in enumerate(emoji.image_ids[:30]) if n != 9]
+    features = FeatureSet(out)
+    assert features.image_ids == {image_id for n, image_id in enumerate(emoji.image_ids[:30]) if n != 9}
     assert features.tower_digest == tower.digest
-    for image_id, own in zip(emoji.image_ids[:9], emoji.features[:9], strict=True):
-        assert features.rows[image_id].dtype == np.float16
-        np.testing.assert_allclose(features.rows[image_id], own, atol=2e-2, rtol=1e-2)
+    some = [20, 3, 8, 11]
+    matrix = features.matrix([emoji.image_ids[row] for row in some])
+    assert matrix.dtype == np.float16
+    np.testing.assert_allclose(matrix, emoji.features[some], atol=2e-2, rtol=1e-2)
+    with pytest.raises(DataError, match=f"1 images have no features, such as {re.escape(emoji.image_ids[9])}"):
+        features.matrix(emoji.image_ids[:10])
 
     # Killed: two files are there, one is half written, and there is no manifest.
-    (tmp_path / "manifest.json").unlink()
-    files = sorted((tmp_path / "features").iterdir())
+    (out / "manifest.json").unlink()
+    files = sorted((out / "features").iterdir())
     kept = {path.name: path.stat().st_mtime_ns for path in files[:2]}
     files[2].rename(files[2].with_name(f".{files[2].name}.new"))
     files[3].unlink()
     with pytest.raises(DataError, match="no features at"):
-        read_features(tmp_path)
+        FeatureSet(out)
     assert embed() == 2
     assert {path.name: path.stat().st_mtime_ns for path in files[:2]} == kept
-    again = read_features(tmp_path)
-    assert list(again.rows) == list(features.rows)
-    assert len(list((tmp_path / "features").iterdir())) == 4
+    again = FeatureSet(out)
+    assert again.image_ids == features.image_ids
+    assert len(list((out / "features").iterdir())) == 4
 
     # Other pictures, fewer of them, or another tower, make other files; a smaller batch doesn't.
     assert embed(batch_size=4) == 0
-    rows = examples.to_pylist()
     rows[20] |= {"image": emoji.images[40]}
-    assert embed(pa.Table.from_pylist(rows[:24], schema=EXAMPLE_SCHEMA)) == 1
-    assert len(read_features(tmp_path).rows) == 23
+    assert embed(rows[:24]) == 1
+    assert len(FeatureSet(out).image_ids) == 23
     assert embed(image_size=32) == 4
-    facts = pq.read_schema(tmp_path / "features" / "part-00001.parquet").metadata
+    facts = pq.read_schema(out / "features" / "part-00001.parquet").metadata
     assert b"not a decodable image" in facts[b"left_out"]
 
 
-def test_too_many_bad_images_are_listed(ray_session, examples, resources, tmp_path):
+def test_too_many_bad_images_are_listed(ray_session, rows, resources, tmp_path):
     with pytest.raises(DataError, match=r"1 of 30 images can't be decoded.*\n  .*not a decodable image \(8 bytes\)"):
-        embed_examples(examples, tmp_path, TOWER, DataSettings(max_bad_fraction=0.02), resources)
+        embed_examples(on_disk(rows, tmp_path), tmp_path / "out", TOWER, DataSettings(max_bad_fraction=0.02), resources)

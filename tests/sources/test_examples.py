@@ -6,7 +6,7 @@ import pytest
 
 from finecap_ray.errors import DataError
 from finecap_ray.records import EXAMPLE_SCHEMA
-from finecap_ray.sources import read_examples
+from finecap_ray.sources import ExampleSet, read_examples
 
 ROWS = [
     {"image_id": "a", "image": b"1", "captions": ["one"], "split": "train"},
@@ -67,3 +67,24 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(DataError, match="can't be read as parquet"):
         read_examples(str(tmp_path))
+
+
+def test_pages_of_several_files_and_row_groups(tmp_path):
+    rows = [{"image_id": str(n), "image": b"%d" % n, "captions": [], "split": "train"} for n in range(700)]
+    for number, (start, end) in enumerate([(0, 300), (300, 310), (310, 700)]):
+        made = table(rows[start:end], schema=EXAMPLE_SCHEMA)
+        pq.write_table(made, tmp_path / f"part-{number}.parquet", row_group_size=7 if number == 1 else 290)
+    examples = ExampleSet(str(tmp_path))
+    assert len(examples) == 700
+    assert examples.labels["image_id"].to_pylist() == [row["image_id"] for row in rows]
+    for start, size in ((0, 700), (0, 1), (295, 20), (299, 1), (300, 10), (650, 100), (310, 300)):
+        assert examples.page(start, size).to_pylist() == rows[start : start + size]
+    pq.write_table(table(rows, schema=EXAMPLE_SCHEMA), tmp_path / "one.parquet")
+    assert (
+        ExampleSet(str(tmp_path / "one.parquet")).digest == ExampleSet("file://" + str(tmp_path / "one.parquet")).digest
+    )
+    (tmp_path / "one.parquet").rename(tmp_path / "one")
+    assert ExampleSet(str(tmp_path / "one")).digest == examples.digest
+    rows[555] |= {"image": b"other"}
+    pq.write_table(table(rows, schema=EXAMPLE_SCHEMA), tmp_path / "one")
+    assert ExampleSet(str(tmp_path / "one")).digest != examples.digest
