@@ -19,6 +19,7 @@ import ray
 from rich.console import Console
 
 from finecap_ray.bags.build import build_bags, read_manifest
+from finecap_ray.bags.embeddings import EmbeddingSet, compared_captions, embed_by_scorer
 from finecap_ray.bags.source import bag_source
 from finecap_ray.bags.stream import plan_run
 from finecap_ray.cluster import absolute, connect, work_within
@@ -121,9 +122,11 @@ class Pipeline:
         changes = {} if training else {"max_bags_per_image": 1, "kind": "look_alike"}
         bag_settings = settings.bags.model_copy(update=changes)
 
+        self.examples.split(split)  # an unknown split is told of before any work
+        embeddings = self._embeddings(compared_captions(bag_settings))
+
         def work(out: Path) -> None:
-            arguments = (self.examples, self.features, self.scorer.spec, split, bag_settings, settings.resources, out)
-            with bag_source(*arguments) as source:
+            with bag_source(self.examples, self.features, embeddings, split, out) as source:
                 build_bags(source, out, sizes, bag_settings, settings.seed)
 
         inputs = {
@@ -136,6 +139,15 @@ class Pipeline:
             "seed": settings.seed,
         }
         return self.stages.run(f"bags/{split}", inputs, work)
+
+    def _embeddings(self, captions: str | None) -> EmbeddingSet:
+        """Of all examples by the reward scorer; `captions` as `compared_captions` says."""
+
+        def work(out: Path) -> None:
+            embed_by_scorer(self.examples, self.features, self.scorer.spec, captions, self.settings.resources, out)
+
+        inputs = {"features": self._features.digest, "scorer": self.scorer.digest, "captions": captions}
+        return EmbeddingSet(self.stages.run(f"embeddings/{captions or 'images'}", inputs, work).folder)
 
     @cached_property
     def rl(self) -> StageResult:

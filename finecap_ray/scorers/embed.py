@@ -48,7 +48,7 @@ class TowerActor:
         return {"computed": np.array([self._embed(int(page)) for page in pages["page"]])}
 
     def _embed(self, page: int) -> bool:
-        size, file = self.settings.rows_per_file, _file(page)
+        size, file = self.settings.rows_per_file, page_file(page)
         examples = self.examples.page(page * size, size)
         made_of = _fingerprint(self.settings, examples)
         if _made_of(self.folder / file) == made_of:
@@ -68,10 +68,7 @@ class TowerActor:
         table = pa.table(
             [pa.array(ids, pa.string()), pa.array(features, pa.list_(pa.float16()))], schema=FEATURE_SCHEMA
         )
-        facts = {_MADE_OF: made_of, _DIGEST: self.tower.digest, _BAD: json.dumps(bad)}
-        unfinished = self.folder / f".{file}.new"
-        pq.write_table(table.replace_schema_metadata(facts), unfinished, compression="none", use_dictionary=False)
-        unfinished.replace(self.folder / file)
+        write_page(self.folder / file, table, {_MADE_OF: made_of, _DIGEST: self.tower.digest, _BAD: json.dumps(bad)})
         return True
 
 
@@ -86,7 +83,7 @@ class FeatureSet:
         self.tower_digest: str = manifest["tower"]["digest"]
         self.rows_per_page: int = manifest["rows_per_file"]
         self.folder = folder
-        self._paths = [folder / FEATURES_FOLDER / _file(page) for page in range(manifest["files"])]
+        self._paths = [folder / FEATURES_FOLDER / page_file(page) for page in range(manifest["files"])]
 
     def __len__(self) -> int:
         """Pages."""
@@ -134,7 +131,7 @@ def embed_examples(
     pages = -(-len(examples) // tower.rows_per_file)
     answers = over_pages(range(pages), TowerActor, (examples, tower, resources.threads, str(folder)), resources)
     computed = sum(int(answer["computed"].sum()) for answer in answers)
-    files = [_file(page) for page in range(pages)]
+    files = [page_file(page) for page in range(pages)]
     for stranger in {path.name for path in folder.iterdir()} - set(files):
         (folder / stranger).unlink()  # of a job that was killed while it wrote, or of more examples
     _write_manifest(folder, files, out, tower, data)
@@ -157,8 +154,15 @@ def over_pages(
     return iter(answers.iter_batches(batch_size=None))
 
 
-def _file(page: int) -> str:
+def page_file(page: int) -> str:
     return f"part-{page:05d}.parquet"
+
+
+def write_page(path: Path, table: pa.Table, facts: dict) -> None:
+    """With facts as its metadata; the file is there whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.new")
+    pq.write_table(table.replace_schema_metadata(facts), unfinished, compression="none", use_dictionary=False)
+    unfinished.replace(path)
 
 
 def _fingerprint(tower: TowerSettings, examples: pa.Table) -> str:

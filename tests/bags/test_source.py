@@ -6,6 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from finecap_ray.bags.conditional import without_words
+from finecap_ray.bags.embeddings import EmbeddingSet, compared_captions, embed_by_scorer
 from finecap_ray.bags.source import bag_source
 from finecap_ray.config import BagSettings, DataSettings, TowerSettings
 from finecap_ray.errors import DataError
@@ -47,21 +49,30 @@ TRAIN = [row for row in range(0, 40, 2) if row != 6]
 def test_vectors_pictures_and_features_are_in_step(
     ray_session, examples, features, scorer, scorer_folder, emoji, resources, tmp_path
 ):
-    with bag_source(
-        examples, features, str(scorer_folder), "train", BagSettings(compare="image_and_captions"), resources, tmp_path
-    ) as source:
+    assert embed_by_scorer(examples, features, str(scorer_folder), "whole", resources, tmp_path / "made") == 5
+    embeddings = EmbeddingSet(tmp_path / "made")
+    with bag_source(examples, features, embeddings, "train", tmp_path) as source:
         assert source.image_ids == [emoji.image_ids[row] for row in TRAIN]
         assert list(source.images) == [emoji.images[row] for row in TRAIN]
         assert source.captions == [[] if row == 8 else emoji.captions[row] for row in TRAIN]
         assert source.left_out == {"without features": 1}
         assert np.array_equal(source.features, features.matrix(source.image_ids))
         expected = scorer.project_features(torch.from_numpy(source.features.astype(np.float32))).numpy()
-        np.testing.assert_allclose(source.embeddings, expected, atol=1e-5)
+        np.testing.assert_allclose(source.embeddings, expected, atol=1e-3)
+        np.testing.assert_allclose(np.linalg.norm(source.embeddings, axis=1), 1, atol=1e-6)
         for row, own in zip(TRAIN, source.caption_embeddings, strict=True):
             mean = np.zeros_like(own) if row == 8 else scorer.embed_texts(emoji.captions[row]).numpy().mean(axis=0)
-            np.testing.assert_allclose(own, mean, atol=1e-5)
+            np.testing.assert_allclose(own, mean, atol=1e-3)
         assert source.scorer == {"name": scorer.name, "digest": scorer.digest}
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+    # Killed: one page is there half, another not at all.
+    (tmp_path / "made" / "embeddings" / "part-00002.parquet").unlink()
+    last = tmp_path / "made" / "embeddings" / "part-00004.parquet"
+    last.rename(last.with_name(".part-00004.parquet.new"))
+    assert embed_by_scorer(examples, features, str(scorer_folder), "whole", resources, tmp_path / "made") == 2
+    again, _ = EmbeddingSet(tmp_path / "made").read(source.image_ids, range(5))
+    assert np.array_equal(again, source.embeddings)
 
 
 def test_a_scorer_with_a_tower_of_its_own_sees_the_pictures(
@@ -70,17 +81,34 @@ def test_a_scorer_with_a_tower_of_its_own_sees_the_pictures(
     # Features of a tower that isn't the scorer's: what they hold must not matter.
     other = FeatureSet(features.folder)
     other.tower_digest = "another"
-    arguments = (str(scorer_folder), "dev", BagSettings(), resources, tmp_path)
-    with bag_source(examples, other, *arguments) as source:
+    embed_by_scorer(examples, other, str(scorer_folder), None, resources, tmp_path)
+    with bag_source(examples, other, EmbeddingSet(tmp_path), "dev", tmp_path) as source:
         expected = scorer.embed_images(list(source.images)).numpy()
-        np.testing.assert_allclose(source.embeddings, expected, atol=1e-4)
+        np.testing.assert_allclose(source.embeddings, expected, atol=1e-3)
         assert source.caption_embeddings is None
 
 
-def test_a_split_without_images(ray_session, examples, features, scorer_folder, resources, tmp_path):
-    arguments = (str(scorer_folder), "test", BagSettings(), resources, tmp_path)
-    with (
-        pytest.raises(DataError, match="no example is in split 'test'; the splits are dev, train"),
-        bag_source(examples, features, *arguments),
-    ):
-        pass
+def test_captions_are_compared_without_the_words_of_a_class(
+    ray_session, examples, features, scorer, scorer_folder, emoji, resources, tmp_path
+):
+    embed_by_scorer(examples, features, str(scorer_folder), "colour", resources, tmp_path)
+    _, [captions] = EmbeddingSet(tmp_path).read([emoji.image_ids[0]], [0])
+    kept = [without_words(caption, "colour") for caption in emoji.captions[0]]
+    np.testing.assert_allclose(captions, scorer.embed_texts(kept).numpy().mean(axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("bags", "compared"),
+    [
+        ({}, None),
+        ({"compare": "image_and_captions"}, "whole"),
+        ({"kind": "conditional", "word_class": "number"}, "number"),
+    ],
+)
+def test_what_bags_compare_of_captions(bags, compared):
+    assert compared_captions(BagSettings(**bags)) == compared
+
+
+def test_a_split_without_images(examples):
+    with pytest.raises(DataError, match="no example is in split 'test'; the splits are dev, train"):
+        examples.split("test")
