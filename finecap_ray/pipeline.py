@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +140,7 @@ class Pipeline:
         }
         return self.stages.run(f"bags/{split}", inputs, work)
 
+    @cache  # noqa: B019 (a pipeline lives as long as its process)
     def _embeddings(self, captions: str | None) -> EmbeddingSet:
         """Of all examples by the reward scorer; `captions` as `compared_captions` says."""
 

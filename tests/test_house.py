@@ -13,7 +13,7 @@ SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglo
 # Package -> the only places that import it.
 HOMES = {
     "vllm": ("finecap_ray/sampling/", "serve/"),
-    "trl": ("finecap_ray/training/trainer.py",),
+    "trl": ("finecap_ray/training/trainer.py", "finecap_ray/training/trl_without_vllm.py"),
     "open_clip": ("finecap_ray/scorers/",),
 }
 PURE = [

@@ -6,6 +6,10 @@ which advantages are used, the sampler's log-probs as behaviour policy, and the 
 
 from __future__ import annotations
 
+import finecap_ray.training.trl_without_vllm  # noqa: F401  (before trl)
+
+# isort: split
+
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
