@@ -22,13 +22,20 @@ _PER_TOKEN = (
 
 
 def split_by_length(
-    batch: dict[str, Any], parts: int, loss_type: str, captions_per_image: int, share_images: bool
+    batch: dict[str, Any],
+    parts: int,
+    loss_type: str,
+    captions_per_image: int,
+    share_images: bool,
+    workers: int,
+    captions: int,
 ) -> list[dict[str, Any]]:
     """TRL's batch of C captions, image by image -> `parts` batches of nearly C / parts captions, in order of their length.
 
     Each is cut to its own longest caption, and `share` is the factor of its loss. With `share_images` the rows of
     `pixel_values` are those of the images in it, once, `image_of_row` [rows] says which of them a caption is of, and of the
     prompt (which is the image and no more) one token is left to stand for it.
+    workers, captions: of the whole step, whose gradients are averaged over the workers, however many captions each has.
     """
     mask: Bool[Tensor, "C T"] = batch["completion_mask"].bool()
     lengths = mask.sum(dim=1)
@@ -42,18 +49,19 @@ def split_by_length(
         if share_images:
             part |= _images_once(batch["pixel_values"], rows, captions_per_image)
             part |= {name: part[name][:, -1:] for name in ("prompt_ids", "prompt_mask")}
-        made.append(part | {"share": _share(loss_type, mask, rows, parts)})
+        share = _share(loss_type, mask[rows], captions, int(batch["num_items_in_batch"]))
+        made.append(part | {"share": 1.0 if share is None else share * parts * workers})
     return made
 
 
-def _share(loss_type: str, mask: Bool[Tensor, "C T"], rows: Int[Tensor, " c"], parts: int) -> float:
-    """What makes the mean that TRL takes over `parts` micro-batches the loss of the whole step, where they aren't equal."""
+def _share(loss_type: str, mask: Bool[Tensor, "c T"], captions: int, tokens: int) -> float | None:
+    """What of the step's loss a mean over these captions stands for; None where TRL divides by the whole step already."""
     match loss_type:
-        case "dapo":  # a sum over the tokens of the whole step already
-            return 1.0
+        case "dapo":
+            return None
         case "bnpo":  # a mean over tokens
-            return mask[rows].sum().item() * parts / mask.sum().item()
-    return len(rows) * parts / len(mask)
+            return mask.sum().item() / tokens
+    return len(mask) / captions
 
 
 def _images_once(pixels: Tensor, rows: Int[Tensor, " c"], captions_per_image: int) -> dict[str, Any]:
