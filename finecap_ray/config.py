@@ -250,7 +250,7 @@ class RlSettings(Section):
     """Optimizer steps on the captions of a step. With 1 the policy is the one that sampled them: the ratio is 1, nothing is clipped."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.2, gt=0)
-    """PPO: the ratio p / p(sampler) moves a caption's tokens no further than 1 - clip_low to 1 + clip_high (DAPO: 0.28)."""
+    """PPO: a ratio p / p(sampler) past 1 - clip_low or 1 + clip_high pays no more (DAPO's clip-higher: 0.28)."""
     ratio: Literal["token", "sequence"] = "token"
     """What the ratio is of: each token (PPO), or a caption, as the geometric mean over its tokens (GSPO; clips of about 3e-4)."""
     kl_weight: float = Field(0.0, ge=0)
