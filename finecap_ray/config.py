@@ -223,6 +223,7 @@ class TrainableSettings(Section):
 class RlSettings(Section):
     images_per_step: int = Field(60, ge=2)
     captions_per_image: int = Field(8, ge=1)
+    """1 needs an advantage across images (batch_mean, running_mean) or against the greedy caption."""
     micro_batch: int = Field(480, ge=1)
     """Captions per forward pass and worker."""
     curriculum: tuple[Stage, ...] = (
@@ -245,6 +246,13 @@ class RlSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     loss_type: Literal["dr_grpo", "grpo", "bnpo", "dapo"] = "dr_grpo"
     """TRL's names. dr_grpo: summed over tokens, over a constant; grpo: mean over a caption's tokens; dapo: over all tokens."""
+    updates_per_step: int = Field(1, ge=1)
+    """Optimizer steps on the captions of a step. With 1 the policy is the one that sampled them: the ratio is 1, nothing is clipped."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    """PPO: a ratio p / p(sampler) past 1 - clip_low or 1 + clip_high pays no more (DAPO's clip-higher: 0.28)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """What the ratio is of: each token (PPO), or a caption, as the geometric mean over its tokens (GSPO; clips of about 3e-4)."""
     kl_weight: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the start (k3 estimate)."""
     temperature: float = Field(1.0, gt=0, le=2)
@@ -256,6 +264,15 @@ class RlSettings(Section):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     num_workers: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _the_advantage_has_something_to_compare(self) -> RlSettings:
+        if self.captions_per_image < 2 and self.advantage in ("leave_one_out", "group_mean", "group_normalised"):
+            raise ValueError(
+                f"advantage {self.advantage} compares the captions of an image, and captions_per_image is "
+                f"{self.captions_per_image}: set it to 2 or more, or use batch_mean, running_mean or greedy"
+            )
+        return self
 
 
 class EvaluationSettings(Section):

@@ -52,6 +52,12 @@ def test_all_wrong_keys_are_reported_at_once():
     assert "'rl.temprature'" in str(error.value) and "'mle.epoch'" in str(error.value)
 
 
+def test_one_caption_per_image_needs_an_advantage_that_compares_it_with_others():
+    with pytest.raises(ConfigError, match=r"advantage group_normalised compares the captions of an image.* is 1"):
+        load_settings("demo", ["rl.captions_per_image=1"])
+    assert load_settings("demo", ["rl.captions_per_image=1", "rl.advantage=running_mean"]).rl.captions_per_image == 1
+
+
 def test_overrides_are_typed_and_the_last_one_wins():
     settings = load_settings(
         "demo", ["seed=3", "seed=4", "rl.learning_rate=1e-4", "scorer.spec=ViT-B-32/openai", "rl.max_steps=null"]

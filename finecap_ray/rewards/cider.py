@@ -28,6 +28,7 @@ from finecap_ray.rewards.component import RewardRequest
 
 MAX_N = 4
 SIGMA = 6.0
+FEWEST_DOCUMENTS = 2  # images with references; what all documents have is worth 0
 
 NGram = tuple[str, ...]
 
@@ -45,6 +46,7 @@ class Cider:
     """The component. `corpus`: the references of the images that are its documents; None: those of each step's own images.
 
     NaN where the image has no references, and in a step of fewer than two images that do: nothing tells their words apart.
+    `combine.images_with_signal` says where that is so.
     """
 
     def __init__(self, corpus: Iterable[Sequence[str]] | None) -> None:
@@ -53,7 +55,7 @@ class Cider:
     def __call__(self, request: RewardRequest, text: Float[Tensor, "C D"]) -> Float[np.ndarray, " C"]:
         reward = self._reward
         if reward is None:
-            if sum(map(bool, request.references)) < 2:
+            if sum(map(bool, request.references)) < FEWEST_DOCUMENTS:
                 return np.full(len(request.texts), np.nan, dtype=np.float32)
             reward = CiderReward(request.references)
         return reward(request.texts, request.own_references())
@@ -81,7 +83,7 @@ class CiderReward:
             if references:
                 documents += 1
                 document_frequency.update(set().union(*(self._ngrams(text)[0] for text in references)))
-        if documents < 2:
+        if documents < FEWEST_DOCUMENTS:
             raise DataError(
                 f"CIDEr over {documents} images with references needs two or more: what all images have is worth 0"
             )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from finecap_ray.config import RewardSettings
 from finecap_ray.errors import ConfigError
 from finecap_ray.records import ImageBank
-from finecap_ray.rewards.cider import Cider
+from finecap_ray.rewards.cider import FEWEST_DOCUMENTS, Cider
 from finecap_ray.rewards.clip_score import ClipScore, RefClipScore
 from finecap_ray.rewards.component import RewardComponent
 from finecap_ray.rewards.ended import Ended
@@ -62,6 +62,16 @@ def build_components(
                 return Repetition()
 
     return {name: build(name) for name in component_weights(settings)}
+
+
+def images_with_signal(
+    settings: RewardSettings, has_references: Bool[np.ndarray, " N"]
+) -> dict[str, Bool[np.ndarray, " N"]]:
+    """Of the components that need references: the images of a step that they say something about."""
+    signal = {name: has_references for name in component_weights(settings) if name in NEED_REFERENCES}
+    if "cider" in signal and settings.cider_frequencies == "batch" and has_references.sum() < FEWEST_DOCUMENTS:
+        signal["cider"] = np.zeros_like(has_references)
+    return signal
 
 
 def total_reward(

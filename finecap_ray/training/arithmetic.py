@@ -30,10 +30,6 @@ def rl_arithmetic(rl: RlSettings, bag_counts: Mapping[int, int]) -> list[StageAr
 
     Raises ConfigError, with the numbers, for steps that can't be.
     """
-    if rl.captions_per_image < 2:
-        raise ConfigError(
-            f"rl.captions_per_image is {rl.captions_per_image}: an advantage compares the captions of an image, so it needs 2 or more"
-        )
     # As many as the trainer makes of `images_per_step`; a step of whole bags may be a little smaller.
     per_worker = rl.images_per_step * rl.captions_per_image // rl.num_workers
     micro_batches = -(-per_worker // rl.micro_batch)

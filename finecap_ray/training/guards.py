@@ -19,7 +19,7 @@ from torch import Tensor
 
 from finecap_ray.errors import DriftError, MismatchError, RewardError, StaleWeightsError
 from finecap_ray.records import Rollout
-from finecap_ray.rewards.combine import NEED_REFERENCES, PENALTIES
+from finecap_ray.rewards.combine import PENALTIES
 
 log = logging.getLogger(__name__)
 
@@ -74,18 +74,24 @@ def check_captions(
 
 
 def check_rewards(
-    components: Mapping[str, Float[np.ndarray, " C"]], image_ids: Sequence[str], has_references: Sequence[bool]
+    components: Mapping[str, Float[np.ndarray, " C"]],
+    image_ids: Sequence[str],
+    has_signal: Mapping[str, Bool[np.ndarray, " N"]],
 ) -> dict[str, float]:
     """Metrics of the components of C captions of N images: for each the number of images whose captions all got the same.
 
     Such an image teaches nothing by that component under a baseline of its own captions. Where it is so for every image, the
-    log says so, but for a penalty that no caption has to pay. Raises RewardError, naming the component and the first image, for what isn't a number; NaN for an image
-    without references is no fault in a component that needs them.
+    log says so, but for a penalty that no caption has to pay.
+    has_signal: for components that need references, the images that they say something about
+    (`rewards.combine.images_with_signal`); the others are counted, and NaN is no fault there. Raises RewardError, naming the
+    component and the first image, for anything else that isn't a number.
     """
     metrics = {}
     for name, values in components.items():
         values = np.asarray(values).reshape(len(image_ids), -1)  # [N, G]
-        silent = np.isnan(values).all(axis=1) & ~np.asarray(has_references) & (name in NEED_REFERENCES)
+        silent = np.isnan(values).all(axis=1) & ~has_signal.get(name, np.ones(len(values), dtype=bool))
+        if name in has_signal:
+            metrics[f"rewards/{name}/silent_images"] = float(silent.sum())
         wrong = ~np.isfinite(values) & ~silent[:, None]
         if wrong.any():
             image, caption = np.argwhere(wrong)[0]

@@ -13,24 +13,26 @@ from transformers import TrainerCallback
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged row to a JSON-lines file, numbers only; with `events`, to TensorBoard as well."""
+    """Appends every logged row to a JSON-lines file, numbers only; with `events`, to TensorBoard as well.
 
-    def __init__(self, path: Path, events: Path | None = None) -> None:
-        self.path = path
+    A step of a row is `updates_per_step` of transformers' global steps.
+    """
+
+    def __init__(self, path: Path, events: Path | None = None, updates_per_step: int = 1) -> None:
+        self.path, self.updates_per_step = path, updates_per_step
         self.writer = SummaryWriter(str(events)) if events else None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        row = {"step": state.global_step} | {
-            name: value for name, value in logs.items() if isinstance(value, int | float)
-        }
+        step = state.global_step // self.updates_per_step
+        row = {"step": step} | {name: value for name, value in logs.items() if isinstance(value, int | float)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.writer:
             for name, value in row.items():
-                self.writer.add_scalar(name, value, state.global_step)
+                self.writer.add_scalar(name, value, step)
             self.writer.flush()
 
 

@@ -21,6 +21,7 @@ from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError
 from finecap_ray.records import Bag, BagImage, Rollout
 from finecap_ray.rewards.actor import RewardPool
+from finecap_ray.rewards.combine import images_with_signal
 from finecap_ray.rewards.component import RewardRequest
 from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.sampler import SamplerPool
@@ -31,6 +32,7 @@ from finecap_ray.training import advantages
 from finecap_ray.training.guards import check_rewards, check_weights
 from finecap_ray.training.parts import merged_weights
 from finecap_ray.training.ray_train import run_workers
+from finecap_ray.training.workers import SharedRollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ def train_rl(
     """
     manifest = read_manifest(bags)
     checkpoint = _last_checkpoint(Path(run_dir))
-    steps = plan_from(run_dir, manifest, settings.rl, settings.seed, _step(checkpoint))
+    done = _step(checkpoint) // settings.rl.updates_per_step
+    steps = plan_from(run_dir, manifest, settings.rl, settings.seed, done)
     samplers = SamplerPool(captioner, settings.resources, logs=f"{run_dir}/logs")
     bank = read_bank(bags) if settings.rl.reward.hard_negatives else None
     rewards = RewardPool(scorer, settings.rl.reward, references, settings.resources, bank)
@@ -99,15 +102,21 @@ def _worker(config: dict[str, Any]) -> None:
         settings.resources.use_gpu,
         settings.seed,
     )
+    rollouts = Rollouts(job)
+    if settings.rl.num_workers > 1:
+        rollouts = SharedRollouts(rollouts, settings.resources.step_timeout_s)
     trainer = BagTrainer(
         model,
         processor,
         arguments,
         settings.rl,
         bags=lambda step: stream_bags(job.bags, job.steps.from_step(step), rank),
-        rollout=Rollouts(job),
+        rollout=rollouts,
         estimator=estimator(settings.rl.advantage),
-        callbacks=[MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard"), *job.callbacks],
+        callbacks=[
+            MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard", settings.rl.updates_per_step),
+            *job.callbacks,
+        ],
     )
     check_scorer(manifest, job.rewards.digest())
     job.samplers.wait_until_ready()
@@ -118,7 +127,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 class Rollouts:
-    """Captions and rewards of one step: publish the weights, sample, score."""
+    """Captions and rewards of one step: publish the weights, sample, score. Of several workers the first calls it, for all."""
 
     def __init__(self, job: RlJob) -> None:
         rl = job.settings.rl
@@ -142,9 +151,9 @@ class Rollouts:
         sampled = time.perf_counter()
         reply = self.job.rewards.score(_reward_request(bags, rollouts))
         of_greedy = self.job.rewards.score(_reward_request(bags, greedy)).components if self.greedy else None
-        seen = reply.metrics | check_rewards(
-            reply.components, [image.image_id for image in images], [bool(image.captions) for image in images]
-        )
+        has_references = np.array([bool(image.captions) for image in images])
+        has_signal = images_with_signal(self.job.settings.rl.reward, has_references)
+        seen = reply.metrics | check_rewards(reply.components, [image.image_id for image in images], has_signal)
         metrics = seen | {
             "seconds/sync": synced - started,
             "seconds/sampling": sampled - synced,
@@ -195,4 +204,5 @@ def _last_checkpoint(run_dir: Path) -> str | None:
 
 
 def _step(checkpoint: str | Path | None) -> int:
+    """Optimizer steps that a checkpoint was made after."""
     return 0 if checkpoint is None else int(Path(checkpoint).name.rsplit("-", 1)[1])

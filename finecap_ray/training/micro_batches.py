@@ -26,7 +26,7 @@ _PER_TOKEN = (
 
 
 def split_by_length(
-    batch: dict[str, Any], features: Float[Tensor, "N F"], parts: int, loss_type: str
+    batch: dict[str, Any], features: Float[Tensor, "N F"], parts: int, loss_type: str, workers: int, captions: int
 ) -> list[dict[str, Any]]:
     """TRL's batch of C captions, image by image -> `parts` batches of nearly C / parts captions, in order of their length.
 
@@ -37,6 +37,7 @@ def split_by_length(
         pixel_values [n, F]    the features of the images in the batch, once
         image_of_row [d]       which of the n each distinct caption is of
 
+    workers, captions: of the whole step, whose gradients are averaged over the workers, however many captions each has.
     Of the prompt (which is the image and no more) one token is left to stand for it.
     """
     mask: Bool[Tensor, "C T"] = batch["completion_mask"].bool()
@@ -53,7 +54,8 @@ def split_by_length(
         part |= {name: part[name][:, :longest] for name in _PER_TOKEN if part.get(name) is not None}
         part |= {name: part[name][:, -1:] for name in ("prompt_ids", "prompt_mask")}
         part |= _read_once(features, caption[rows], image[rows])
-        made.append(part | {"share": _share(loss_type, mask, rows, parts)})
+        share = _share(loss_type, mask[rows], captions, int(batch["num_items_in_batch"]))
+        made.append(part | {"share": 1.0 if share is None else share * parts * workers})
     return made
 
 
@@ -72,14 +74,14 @@ def _read_once(
     }
 
 
-def _share(loss_type: str, mask: Bool[Tensor, "C T"], rows: Int[Tensor, " c"], parts: int) -> float:
-    """What makes the mean that TRL takes over `parts` micro-batches the loss of the whole step, where they aren't equal."""
+def _share(loss_type: str, mask: Bool[Tensor, "c T"], captions: int, tokens: int) -> float | None:
+    """What of the step's loss a mean over these captions stands for; None where TRL divides by the whole step already."""
     match loss_type:
-        case "dapo":  # a sum over the tokens of the whole step already
-            return 1.0
+        case "dapo":
+            return None
         case "bnpo":  # a mean over tokens
-            return mask[rows].sum().item() * parts / mask.sum().item()
-    return len(rows) * parts / len(mask)
+            return mask.sum().item() / tokens
+    return len(mask) / captions
 
 
 def _take(value: Any, rows: Int[Tensor, " c"], of: int) -> Any:

@@ -27,12 +27,13 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from finecap_ray.config import RlSettings
-from finecap_ray.errors import ConfigError, UnsupportedError
+from finecap_ray.errors import UnsupportedError
 from finecap_ray.records import Bag, Rollout
 from finecap_ray.rewards.combine import component_weights, total_reward
 from finecap_ray.training import guards, parts
 from finecap_ray.training.advantages import RunningMean
 from finecap_ray.training.micro_batches import split_by_length
+from finecap_ray.training.workers import gather_rows
 
 SUPPORTED_TRL = ("1.16",)
 ADVANTAGE_STATE_FILE = "advantage_state.json"
@@ -41,12 +42,16 @@ _ROW = {"prompt": ""}  # TRL's rows say nothing: a step's images come from its b
 
 @dataclass(frozen=True, slots=True)
 class ScoredRollouts:
-    """Captions of a step with their rewards; image by image, captions of one image side by side."""
+    """Captions of a step with their rewards; image by image, captions of one image side by side.
 
-    rollouts: list[Rollout]  # [C]
+    With several workers the captions are those of one of them, and C and N are those of all, in the order of the workers.
+    """
+
+    rollouts: list[Rollout]
     components: dict[str, np.ndarray]  # reward component -> [C], not weighted; NaN: no signal
     metrics: dict[str, float]
     greedy: dict[str, np.ndarray] | None = None  # component -> [N], of each image's greedy caption; None: not asked for
+    first: int = 0  # place of the first of `rollouts` among the C captions
 
 
 RolloutFunction = Callable[[int, list[Bag], torch.nn.Module], ScoredRollouts]  # (step, bags, model)
@@ -54,7 +59,10 @@ Estimator = Callable[..., Float[Tensor, "N G"]]  # (rewards [N, G]), and for `gr
 
 
 class BagTrainer(GRPOTrainer):
-    """GRPOTrainer whose steps are whole bags. One optimizer step per rollout; `micro_batches` forward passes in it."""
+    """GRPOTrainer whose steps are whole bags: a rollout, and `updates_per_step` optimizer steps on it.
+
+    An optimizer step is `gradient_accumulation_steps` forward passes; transformers calls it a global step.
+    """
 
     def __init__(
         self,
@@ -74,17 +82,20 @@ class BagTrainer(GRPOTrainer):
             )
         self._weights = component_weights(settings.reward)
         self._drift_bound = settings.drift_bound
+        self._updates = settings.updates_per_step
         self._bags, self._rollout, self._estimator = bags, rollout, estimator
         self._step_bags: list[Bag] = []
         self._features: Tensor | None = None  # of the images of the step [N, F]
         self._first_step: int | None = None  # of this training: 0, or where it was resumed
         self._scored: ScoredRollouts | None = None
+        self._captions = 0  # of the step, those of all workers
+        self._started_update = 0.0
         self._chunks: list[dict[str, Any]] = []
         self._chunk: dict[str, Any] = {}
         parts.set_trainable(model, settings.trainable, arguments.seed)
         super().__init__(
             model,
-            reward_funcs=[_component(name) for name in self._weights],
+            reward_funcs=[_named(name) for name in self._weights],
             args=arguments,
             # TRL wants a dataset to look at; the rows of a step come from `get_train_dataloader`.
             train_dataset=Dataset.from_list([_ROW]),
@@ -92,33 +103,48 @@ class BagTrainer(GRPOTrainer):
             rollout_func=self._collect,
             callbacks=callbacks,
         )
+        self.num_generations = settings.captions_per_image  # TRL's arguments refuse 1, its trainer doesn't
         if self.ref_model is not None:
             parts.share_frozen(self.ref_model, model)
+        if self.accelerator.num_processes > 1:  # whose shares of a step differ by a bag
+            self.accelerator.gather = partial(gather_rows, self.accelerator.gather)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Every item is the whole step; it is handed out once per micro-batch, as GRPOTrainer expects."""
-        repeats = self.args.gradient_accumulation_steps
+        repeats = self.args.gradient_accumulation_steps * self._updates
         return torch.utils.data.DataLoader(
-            _Steps(self._bags, lambda: self.state.global_step, repeats), batch_size=None, collate_fn=_identity
+            _Steps(self._bags, lambda: self._rollout_step, repeats), batch_size=None, collate_fn=_identity
         )
+
+    @property
+    def _rollout_step(self) -> int:
+        """Steps of the run, as the plan and the samplers count them."""
+        return self.state.global_step // self._updates
 
     def _prepare_inputs(self, step_bags: list[Bag]) -> dict[str, Any]:
         micro_batches = self.args.gradient_accumulation_steps
-        if self._step % micro_batches == 0:
+        if self._step % (micro_batches * self._updates) == 0:
             self._step_bags = step_bags
             features = np.stack([image.features for bag in step_bags for image in bag.images])
             self._features = torch.from_numpy(features.astype(np.float32)).to(self.accelerator.device)
             rows = [dict(_ROW) for _ in range(len(features) * self.num_generations)]
             batch = self._generate_and_score_completions(rows)
-            self._chunks = split_by_length(batch, self._features, micro_batches, self.loss_type)
+            self._chunks = split_by_length(
+                batch,
+                self._features,
+                micro_batches,
+                self.loss_type,
+                self.accelerator.num_processes,
+                self._captions,
+            )
         return self._chunks[self._step % micro_batches]
 
     def _collect(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
-        """TRL's rollout function: the components of the reward travel as extra fields to the reward functions."""
+        """TRL's rollout function: the captions of this worker."""
         model = self.accelerator.unwrap_model(self.model)
         if self._first_step is None:
-            self._first_step = self.state.global_step
-        self._scored = self._rollout(self.state.global_step, self._step_bags, model)
+            self._first_step = self._rollout_step
+        self._scored = self._rollout(self._rollout_step, self._step_bags, model)
         for name, value in self._scored.metrics.items():
             self._metrics["train"][name].append(value)
         rollouts = self._scored.rollouts
@@ -128,14 +154,22 @@ class BagTrainer(GRPOTrainer):
             "prompt_ids": [list(rollout.prompt_token_ids) for rollout in rollouts],
             "completion_ids": [list(rollout.token_ids) for rollout in rollouts],
             "logprobs": [list(rollout.logprobs) for rollout in rollouts],
-        } | {name: values.tolist() for name, values in self._scored.components.items()}
+        }
+
+    def _calculate_rewards(self, *_: Any) -> Float[Tensor, "C K"]:
+        """The components of all workers' captions, NaN where there is no signal. TRL would call a function for each."""
+        values = np.stack([self._scored.components[name] for name in self._weights], axis=1)
+        return torch.from_numpy(values).to(self.accelerator.device)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         rewards = torch.from_numpy(total_reward(self._scored.components, self._weights)).view(-1, self.num_generations)
         greedy = self._scored.greedy
         baseline = () if greedy is None else (torch.from_numpy(total_reward(greedy, self._weights)),)
-        output["advantages"] = self._estimator(rewards, *baseline).flatten().to(output["advantages"].device)
+        advantages = self._estimator(rewards, *baseline).flatten()  # of all workers' captions
+        own = slice(self._scored.first, self._scored.first + len(self._scored.rollouts))
+        self._captions = len(advantages)
+        output["advantages"] = advantages[own].to(self.accelerator.device)
         output["old_per_token_logps"] = output["sampling_per_token_logps"]
         self._started_update = time.perf_counter()
         return output
@@ -164,17 +198,20 @@ class BagTrainer(GRPOTrainer):
         model = partial(model, pixel_values=self._chunk["pixel_values"], image_of_row=self._chunk["image_of_row"])
         logps, entropies, _ = compute(model, input_ids[distinct], attention_mask[distinct], logits_to_keep)
         logps, entropies = logps[rows], None if entropies is None else entropies[rows]
-        self._guard_drift(logps.detach())
+        if self.state.global_step % self._updates == 0:  # later updates move away from the sampler
+            self._guard_drift(logps.detach())
         return logps, entropies, None
 
     def _guard_drift(self, logps: Float[Tensor, "C T"]) -> None:
         """The sampler's log-probs against the trainer's, of the same tokens. Raises DriftError past the bound."""
         mask = self._chunk["completion_mask"].bool()
         drift = guards.Drift.of(logps, self._chunk["sampling_per_token_logps"], mask)
-        for name, value in drift.metrics().items():
-            self._metrics["train"][name].append(value)
-        step = self.state.global_step
+        step = self._rollout_step
         guards.check_drift(drift, self._drift_bound, step, step == self._first_step, self._likely_cause)
+        own = drift.metrics()
+        of_workers = self.accelerator.gather(torch.tensor([list(own.values())], device=logps.device))
+        for name, values in zip(own, of_workers.T.tolist(), strict=True):
+            self._metrics["train"][name].append(max(values) if name.endswith("max") else sum(values) / len(values))
 
     def _likely_cause(self) -> str:
         features = {image.image_id: image.features for bag in self._step_bags for image in bag.images}
@@ -184,7 +221,9 @@ class BagTrainer(GRPOTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if self._step % self.args.gradient_accumulation_steps == 0:
-            self._metrics["train"]["seconds/update"].append(time.perf_counter() - self._started_update)
+            ended = time.perf_counter()
+            self._metrics["train"]["seconds/update"].append(ended - self._started_update)
+            self._started_update = ended
         return loss
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -200,10 +239,12 @@ class BagTrainer(GRPOTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
         if isinstance(self._estimator, RunningMean) and self.args.should_save:
+            # Before the rest: a checkpoint counts from when its trainer_state.json is there, which comes last.
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / ADVANTAGE_STATE_FILE).write_text(json.dumps(self._estimator.state_dict()), encoding="utf-8")
+        super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -216,26 +257,29 @@ class BagTrainer(GRPOTrainer):
 def grpo_arguments(
     settings: RlSettings, output_dir: str, max_steps: int, max_tokens: int, use_gpu: bool, seed: int
 ) -> GRPOConfig:
-    """TRL's arguments for our settings. Raises ConfigError where captions don't fill micro-batches."""
+    """TRL's arguments for our settings and a run of `max_steps` steps, each of one or more optimizer steps."""
     per_worker = settings.images_per_step * settings.captions_per_image // settings.num_workers
     micro_batches = -(-per_worker // settings.micro_batch)
-    if settings.captions_per_image < 2:
-        raise ConfigError(f"rl.captions_per_image is {settings.captions_per_image}; TRL's trainer needs 2 or more")
+    updates = settings.updates_per_step
+    num_generations = max(2, settings.captions_per_image)
     return GRPOConfig(
         output_dir=output_dir,
-        max_steps=max_steps,
+        max_steps=max_steps * updates,
         # With these TRL checks its arithmetic; the true size of a step is that of its bags.
-        per_device_train_batch_size=settings.captions_per_image,
+        per_device_train_batch_size=num_generations,
         gradient_accumulation_steps=micro_batches,
         steps_per_generation=micro_batches,
-        num_generations=settings.captions_per_image,
+        num_generations=num_generations,
         max_completion_length=max_tokens,
         temperature=settings.temperature,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup",
-        warmup_steps=settings.warmup_steps,
+        warmup_steps=settings.warmup_steps * updates,
         max_grad_norm=settings.max_grad_norm,
         weight_decay=0.0,
+        epsilon=settings.clip_low,
+        epsilon_high=settings.clip_high,
+        importance_sampling_level=settings.ratio,
         beta=settings.kl_weight,
         use_bias_correction_kl=True,  # k3 times the ratio: the gradient is then that of KL(policy || start)
         loss_type=settings.loss_type,
@@ -248,9 +292,9 @@ def grpo_arguments(
         seed=seed,
         ignore_data_skip=True,  # the stream starts at the right step by itself
         save_strategy="steps",
-        save_steps=settings.save_every,
+        save_steps=settings.save_every * updates,
         save_total_limit=settings.keep_checkpoints,
-        logging_steps=1,
+        logging_steps=updates,
         report_to=[],
         disable_tqdm=True,
         shuffle_dataset=False,
@@ -273,9 +317,11 @@ def _identity(item: Any) -> Any:
     return item
 
 
-def _component(name: str) -> Callable[..., Iterable[float]]:
-    def reward(**fields: Any) -> list[float | None]:
-        return [None if np.isnan(value) else value for value in fields[name]]
+def _named(component: str) -> Callable[..., Iterable[float]]:
+    """TRL wants a function for each component, and takes its name for the metrics."""
 
-    reward.__name__ = name
+    def reward(**_: Any) -> Iterable[float]:
+        raise NotImplementedError("BagTrainer._calculate_rewards has the rewards")
+
+    reward.__name__ = component
     return reward

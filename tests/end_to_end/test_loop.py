@@ -142,11 +142,13 @@ def test_a_worker_s_refusal_of_features_of_another_tower_is_raised_as_itself(fin
         pipeline(other)[0].mle  # noqa: B018
 
 
-def test_a_run_with_more_steps_goes_on_where_it_ended(finished, settings):
+def test_a_run_with_more_steps_goes_on_where_it_ended_with_two_workers_too(finished, settings):
     run, _ = finished
     before = rl_steps(run)
-    longer = settings.model_copy(update={"rl": settings.rl.model_copy(update={"max_steps": STEPS + 2})})
-    train_on(run, longer, run.scorer.spec)
+    longer = settings.rl.model_copy(update={"max_steps": STEPS + 2, "num_workers": 2})
+    train_on(run, settings.model_copy(update={"rl": longer}), run.scorer.spec)
     after = rl_steps(run)
     assert after[:STEPS] == before
-    assert [row["step"] for row in after[STEPS:]] == [STEPS + 1, STEPS + 2]
+    assert [row["step"] for row in after[STEPS:]] == [STEPS + 1, STEPS + 2]  # one row each, of the first worker
+    assert {row["captions"] for row in after[STEPS:]} == {12 * 2}  # those of both
+    assert max(row["drift/max"] for row in after[STEPS:]) <= 1e-5

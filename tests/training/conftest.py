@@ -75,7 +75,7 @@ def train_alone(tiny_captioner, two_bags, tmp_path):
     """A function that trains for some steps and returns (trainer, rollouts and rewards by step).
 
     `prepare(model)` may change the captioner before training; `wrong(step, what a sampler is given)` what captions are drawn
-    with, and `wrap(step, scored)` what the trainer is told.
+    with, and `wrap(step, scored)` what the trainer is told. `bags(step)` are those of the steps from there on, else the two bags.
     """
 
     def go(
@@ -87,6 +87,8 @@ def train_alone(tiny_captioner, two_bags, tmp_path):
         estimator=None,
         arguments=None,
         resume_from=None,
+        bags=None,
+        out=None,
         **changes,
     ):
         rl = RlSettings(
@@ -116,7 +118,7 @@ def train_alone(tiny_captioner, two_bags, tmp_path):
             scored[step] = ScoredRollouts(rollouts, {"self_retrieval": rewards}, {})
             return scored[step] if wrap is None else wrap(step, scored[step])
 
-        options = grpo_arguments(rl, str(tmp_path / "run"), steps, MAX_TOKENS, use_gpu=False, seed=0)
+        options = grpo_arguments(rl, str(out or tmp_path / "run"), steps, MAX_TOKENS, use_gpu=False, seed=0)
         for name, value in (arguments or {}).items():
             setattr(options, name, value)
         trainer = BagTrainer(
@@ -124,7 +126,7 @@ def train_alone(tiny_captioner, two_bags, tmp_path):
             processor,
             options,
             rl,
-            bags=lambda step: iter([two_bags] * (steps - step)),
+            bags=bags or (lambda step: iter([two_bags] * (steps - step))),
             rollout=rollout,
             estimator=estimator or (lambda rewards: rewards - rewards.mean()),
             callbacks=list(callbacks),

@@ -52,8 +52,6 @@ def test_steps_that_can_not_be_are_refused_with_the_numbers():
         ConfigError, match=r"100 images per step // 7 images per bag = 14 bags per step, and each of 15"
     ):
         rl_arithmetic(rl(num_workers=15), {})
-    with pytest.raises(ConfigError, match=r"captions_per_image is 1"):
-        rl_arithmetic(rl(captions_per_image=1), {})
     # 100 x 8 sequences one by one are 800 micro-batches; 33 bags of 3 are 792.
     with pytest.raises(ConfigError, match=r"33 bags x 3 images x 8 captions = 792 sequences, fewer than its 800"):
         rl_arithmetic(rl(micro_batch=1), {})

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from finecap_ray.config import TrainableSettings
+from finecap_ray.config import RewardSettings, TrainableSettings
 from finecap_ray.errors import DriftError, MismatchError, RewardError, StaleWeightsError
 from finecap_ray.records import Rollout
+from finecap_ray.rewards.cider import Cider
+from finecap_ray.rewards.combine import images_with_signal, total_reward
+from finecap_ray.rewards.component import RewardRequest
 from finecap_ray.sampling.fingerprint import fingerprint, fingerprints
 from finecap_ray.training.guards import Drift, check_captions, check_drift, check_rewards, check_weights
 from finecap_ray.training.parts import merged_weights
@@ -94,29 +97,55 @@ def test_a_reward_that_is_no_number_is_named_with_its_image():
         with pytest.raises(
             RewardError, match=f"'self_retrieval' is {value} for 2 of 4 captions, first for caption 0 of image 'y'"
         ):
-            check_rewards({"cider": fine, "self_retrieval": broken}, ["x", "y"], [False, False])
+            check_rewards({"cider": fine, "self_retrieval": broken}, ["x", "y"], {"cider": np.array([False, False])})
 
 
-def test_an_image_without_references_has_no_signal_and_that_is_no_fault():
+def test_an_image_without_references_has_no_signal_and_that_is_counted():
     cider = np.array([0.1, 0.2, np.nan, np.nan], dtype=np.float32)
-    assert check_rewards({"cider": cider}, ["x", "y"], [True, False]) == {"rewards/cider/equal_images": 0}
+    first, both = {"cider": np.array([True, False])}, {"cider": np.array([True, True])}
+    assert check_rewards({"cider": cider}, ["x", "y"], first) == {
+        "rewards/cider/equal_images": 0,
+        "rewards/cider/silent_images": 1,
+    }
     with pytest.raises(RewardError, match="'cider' is nan for 2 of 4 captions, first for caption 0 of image 'y'"):
-        check_rewards({"cider": cider}, ["x", "y"], [True, True])
+        check_rewards({"cider": cider}, ["x", "y"], both)
     cider[2] = 0.3  # no signal for one caption, and one for the other
     with pytest.raises(RewardError, match="caption 1 of image 'y'"):
-        check_rewards({"cider": cider}, ["x", "y"], [True, False])
+        check_rewards({"cider": cider}, ["x", "y"], first)
+
+
+def test_a_step_with_one_referenced_image_has_no_frequencies_of_its_own():
+    """What `cider_frequencies: batch` says then, and that the guard takes it for what it is: no signal, for any image."""
+    settings = RewardSettings(cider=1.0, cider_frequencies="batch", ref_clip_score=1.0)
+    for references, silent in (([("a dog",), ()], 2), ([("a dog",), ("a cat",)], 0)):
+        asked = RewardRequest(
+            texts=["a dog", "a pig", "a cat", "a cow"],
+            ended=np.ones(4, dtype=bool),
+            target=np.array([0, 0, 1, 1]),
+            image_ids=["x", "y"],
+            embeddings=np.eye(2, dtype=np.float16),
+            bag_of_image=np.array([0, 0]),
+            references=references,
+        )
+        values = Cider(corpus=None)(asked, torch.empty(4, 0))
+        has_signal = images_with_signal(settings, np.array([bool(own) for own in references]))
+        assert has_signal["ref_clip_score"].tolist() == [True, bool(references[1])]
+        assert check_rewards({"cider": values}, ["x", "y"], has_signal)["rewards/cider/silent_images"] == silent
+        # In a sum it moves no caption, where it has no signal.
+        total = total_reward({"cider": values, "length": np.zeros(4)}, {"cider": 1.0, "length": 1.0})
+        assert total.tolist() == ([0, 0, 0, 0] if silent else values.tolist())
 
 
 def test_equal_rewards_are_counted_by_component_and_said(caplog):
     some, every = np.array([0.5, 0.5, 0.5, 0.4]), np.array([0.5, 0.5, 0.1, 0.1])
-    metrics = check_rewards({"self_retrieval": some, "clip_score": every}, ["x", "y"], [True, True])
+    metrics = check_rewards({"self_retrieval": some, "clip_score": every}, ["x", "y"], {})
     assert metrics == {"rewards/self_retrieval/equal_images": 1, "rewards/clip_score/equal_images": 2}
     (record,) = caplog.records
     assert "'clip_score' is the same for all captions of each of 2 images" in record.getMessage()
 
 
 def test_a_penalty_that_nobody_pays_is_counted_and_no_fault(caplog):
-    assert check_rewards({"ended": np.zeros(4)}, ["a", "b"], [True, True]) == {"rewards/ended/equal_images": 2.0}
+    assert check_rewards({"ended": np.zeros(4)}, ["a", "b"], {}) == {"rewards/ended/equal_images": 2.0}
     assert not caplog.records
 
 

@@ -111,3 +111,46 @@ def test_gradients_and_one_step_are_those_of_the_formula(
     for name, weight in trainer.model.named_parameters():
         after = seen.weights[name] - rate * expected[name].float()
         torch.testing.assert_close(weight.detach(), after, rtol=TOLERANCE, atol=1e-6 * rate * length.item())
+
+
+@pytest.mark.parametrize(("ratio", "clips"), [("token", (0.1, 0.3)), ("sequence", (0.02, 0.04))])
+def test_a_second_update_follows_the_clipped_ratio(train_alone, tiny_captioner, two_bags, ratio, clips):
+    """The mean over captions and their tokens of -min(r A, clip(r) A), r = p / p_old, for a sequence the geometric mean over
+    its tokens (Schulman 2017, arXiv:1707.06347; DAPO, arXiv:2503.14476; GSPO, arXiv:2507.18071). p_old is the sampler's."""
+    seen, (low, high) = Gradients(), clips
+    trainer, scored = train_alone(
+        callbacks=[seen],
+        estimator=leave_one_out,
+        arguments={"optim": "sgd"},
+        learning_rate=0.3,
+        loss_type="grpo",
+        updates_per_step=2,
+        ratio=ratio,
+        clip_low=low,
+        clip_high=high,
+    )
+    assert trainer.state.global_step == 2 and len(scored) == 1  # two optimizer steps on one rollout
+    policy = load_captioner(tiny_captioner)[0].double()
+    assert not torch.equal(seen.weights["model.mapper.out.weight"].double(), policy.model.mapper.out.weight)
+    policy.load_state_dict(seen.weights, strict=False)  # as after the first update
+    features = [image.features for bag in two_bags for image in bag.images]
+    advantages = leave_one_out(
+        torch.from_numpy(scored[0].components["self_retrieval"]).view(len(features), -1)
+    ).flatten()
+    loss, clipped = 0.0, 0
+    for rollout, advantage, image in zip(
+        scored[0].rollouts, advantages, np.arange(len(features)).repeat(3), strict=True
+    ):
+        own = log_probs(policy, features[image], rollout, temperature=1.0)
+        log_ratio = own - torch.tensor(rollout.logprobs)
+        r = (log_ratio.mean() if ratio == "sequence" else log_ratio).exp()
+        loss = loss - torch.minimum(r * advantage, r.clamp(1 - low, 1 + high) * advantage).mean()
+        clipped += int((((r > 1 + high) & (advantage > 0)) | ((r < 1 - low) & (advantage < 0))).sum())
+    assert clipped > 0
+    (loss / len(advantages)).backward()
+    expected = {name: weight.grad for name, weight in policy.named_parameters()}
+    error = sum((seen.gradients[name] - expected[name]).square().sum() for name in expected).sqrt()
+    length = sum(gradient.square().sum() for gradient in expected.values()).sqrt()
+    assert error <= TOLERANCE * length
+    (row,) = [row for row in trainer.state.log_history if "reward" in row]  # one of the step, over both updates
+    assert row["clip_ratio/region_mean"] > 0 and row["entropy"] > 0

@@ -6,6 +6,7 @@ import torch
 from finecap_ray.training.micro_batches import split_by_length
 
 LENGTHS = [3, 1, 4, 1, 5, 2]  # of the captions of 3 images, 2 each
+ALONE = {"workers": 1, "captions": 6}
 
 
 FEATURES = torch.arange(3.0)[:, None].expand(3, 4)  # of image n: n, n, n, n
@@ -27,7 +28,7 @@ def batch():
 
 
 def test_captions_of_like_length_share_a_batch_that_is_cut_to_the_longest(batch):
-    parts = split_by_length(batch, FEATURES, 3, "dr_grpo")
+    parts = split_by_length(batch, FEATURES, 3, "dr_grpo", **ALONE)
     assert [part["advantages"].tolist() for part in parts] == [[1, 3], [5, 0], [2, 4]]
     assert [part["completion_ids"].shape for part in parts] == [(2, 1), (2, 3), (2, 5)]
     assert [part["sampling_per_token_logps"].shape[1] for part in parts] == [1, 3, 5]
@@ -40,12 +41,12 @@ def test_captions_of_like_length_share_a_batch_that_is_cut_to_the_longest(batch)
 
 
 def test_an_image_of_several_captions_comes_once(batch):
-    first, last = split_by_length(batch, FEATURES, 2, "dr_grpo")
+    first, last = split_by_length(batch, FEATURES, 2, "dr_grpo", **ALONE)
     assert first["advantages"].tolist() == [1, 3, 5]
     assert first["pixel_values"][:, 0].tolist() == [0, 1, 2]
     assert first["image_of_row"].tolist() == [0, 1, 2]
     assert last["advantages"].tolist() == [0, 2, 4]
-    whole = split_by_length(batch, FEATURES, 1, "dr_grpo")[0]
+    whole = split_by_length(batch, FEATURES, 1, "dr_grpo", **ALONE)[0]
     assert whole["pixel_values"].shape == (3, 4)
     assert torch.equal(whole["pixel_values"][whole["image_of_row"], 0], whole["advantages"] // 2)
 
@@ -55,7 +56,7 @@ def test_equal_captions_of_an_image_are_read_once(batch):
     for name in ("completion_ids", "completion_mask", "sampling_per_token_logps"):
         batch[name][4] = batch[name][0]  # equal, but of another image
         batch[name][5] = batch[name][4]
-    whole = split_by_length(batch, FEATURES, 1, "dr_grpo")[0]
+    whole = split_by_length(batch, FEATURES, 1, "dr_grpo", **ALONE)[0]
     assert whole["advantages"].tolist() == [1, 3, 0, 4, 5, 2]
     assert whole["distinct"].tolist() == [0, 1, 2, 3, 5]
     assert whole["row_of_caption"].tolist() == [0, 1, 2, 3, 3, 4]
@@ -67,29 +68,44 @@ def test_equal_captions_of_an_image_are_read_once(batch):
     # What stands after a caption's end is no part of it.
     ids[5, 3:] = 7
     assert not mask[5, 3:].any()
-    again = split_by_length(batch, FEATURES, 1, "dr_grpo")[0]
+    again = split_by_length(batch, FEATURES, 1, "dr_grpo", **ALONE)[0]
     assert again["row_of_caption"].tolist() == whole["row_of_caption"].tolist()
     # A cut through equal captions: each side reads its own.
-    cut = split_by_length(batch, FEATURES, 6, "dr_grpo")
+    cut = split_by_length(batch, FEATURES, 6, "dr_grpo", **ALONE)
     assert [part["distinct"].tolist() for part in cut] == [[0]] * 6
+
+
+def loss(part, loss_type, parts, workers):
+    """With -log p as the loss of a token, by TRL's formulas, which divide each by the number of parts, save dapo's."""
+    value, mask = -part["sampling_per_token_logps"], part["completion_mask"]
+    match loss_type:
+        case "grpo":
+            return ((value * mask).sum(-1) / mask.sum(-1)).mean() / parts
+        case "dr_grpo":
+            return (value * mask).sum() / (len(value) * 5) / parts
+        case "bnpo":
+            return (value * mask).sum() / mask.sum() / parts
+    return (value * mask).sum() / (part["num_items_in_batch"] / workers)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 6])
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "bnpo", "dapo"])
 def test_the_losses_of_the_parts_add_up_to_that_of_the_step(batch, loss_type, parts):
-    """With -log p as the loss of a token, by TRL's formulas; TRL divides each by the number of parts, save dapo's."""
+    made = split_by_length(batch, FEATURES, parts, loss_type, **ALONE)
+    accumulated = sum(loss(part, loss_type, parts, workers=1) * part["share"] for part in made)
+    assert accumulated.item() == pytest.approx(loss(batch, loss_type, 1, 1).item(), rel=1e-6)
 
-    def loss(part, longest=5):
-        value, mask = -part["sampling_per_token_logps"], part["completion_mask"]
-        match loss_type:
-            case "grpo":
-                return ((value * mask).sum(-1) / mask.sum(-1)).mean()
-            case "dr_grpo":
-                return (value * mask).sum() / (len(value) * longest)
-            case "bnpo":
-                return (value * mask).sum() / mask.sum()
-        return (value * mask).sum() / part["num_items_in_batch"]
 
-    made = split_by_length(batch, FEATURES, parts, loss_type)
-    accumulated = sum(loss(part) * part["share"] / (1 if loss_type == "dapo" else parts) for part in made)
-    assert accumulated.item() == pytest.approx(loss(batch).item(), rel=1e-6)
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "bnpo", "dapo"])
+def test_the_mean_over_workers_with_uneven_shares_is_the_loss_of_the_step(batch, loss_type, parts):
+    """Images 0 and 1 on one worker, image 2 on the other; 4 + 2 captions, 9 + 7 tokens."""
+    of_worker = []
+    for rows, images in ((slice(0, 4), slice(0, 2)), (slice(4, 6), slice(2, 3))):
+        own = {
+            name: value if name == "num_items_in_batch" else value[rows]  # TRL counts the tokens of all workers
+            for name, value in batch.items()
+        }
+        made = split_by_length(own, FEATURES[images], parts, loss_type, workers=2, captions=6)
+        of_worker.append(sum(loss(part, loss_type, parts, workers=2) * part["share"] for part in made))
+    assert sum(of_worker).item() / 2 == pytest.approx(loss(batch, loss_type, 1, 1).item(), rel=1e-6)
