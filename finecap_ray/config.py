@@ -286,6 +286,10 @@ class EvaluationSettings(Section):
     finecapeval: str | None = None
     """FineCapEval.csv, for the coverage of its aspects."""
     finecapeval_matching: Literal["paper", "token"] = "token"
+    nli_judge: str | None = None
+    """MODULE:CLASS of a judge that reads references (finecap_ray/evaluation/faithfulness.py), for the score of MOCHa."""
+    vlm_judge: str | None = None
+    """MODULE:CLASS of a judge that sees the image."""
 
     @property
     def bag_sizes(self) -> tuple[int, ...]:

@@ -1,7 +1,4 @@
-"""The Ray side of an evaluation: a scorer in an actor that embeds images and captions once, and answers about pools.
-
-Started before captions are there, so that it loads, and embeds the images, while the sampler starts.
-"""
+"""The Ray side of an evaluation: a scorer in an actor that embeds images and captions once, and answers about pools."""
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ def _number(name: str, value: float) -> str:
 def _made_with(results: Mapping[str, Any]) -> list[str]:
     prefixes = {name: own["prefix"] for name, own in results["similarity"].items()}
     lines = [
-        f"{results['evaluated']}: {results['images']} images, seed {results['seed']}, tokenisation {results['tokenisation']}",
+        f"{results['evaluated']}: {results['images']} images, seed {results['seed']}, tokenisation {results['tokenisation']}"
+        + (f", references {results['references']}" if "references" in results else ""),
         *(
             f"{name}: {own['spec']}, digest {own['digest']}, prefix {prefixes[name]!r}"
             for name, own in results["scorers"].items()

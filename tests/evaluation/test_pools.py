@@ -57,6 +57,20 @@ def test_images_without_captions_compete_in_bags_and_sets_only(tmp_path):
     assert find_pools("all", IDS, 0, others=["x"]) == find_pools("all", IDS, 0)
 
 
+def test_bags_that_ask_about_no_caption_are_counted(tmp_path):
+    file = written(tmp_path, [["i0", "x"], ["x", "y"]])
+    found = find_pools(f"bags:{file}", IDS, 0, others=["x", "y"])
+    assert len(found.sets[0].pools) == 1 and found.left_out == {"bags that ask about no image with a caption": 1}
+    with pytest.raises(DataError, match=r"none of the 2 bags .* asks about an image that has a caption"):
+        find_pools(f"bags:{file}", [], 0, others=["i0", "x", "y"])
+
+
+@pytest.mark.parametrize("tree", [[], {}, {"set": ["a"]}, {"set": {"first": "a"}}, {"set": {"-1": "a"}}])
+def test_what_is_no_imagecode(tmp_path, tree):
+    with pytest.raises(DataError, match=r"isn't \{set: \{place: description\}\}"):
+        read_imagecode(written(tmp_path, tree))
+
+
 def test_bags_of_a_bag_set(bag_folder):
     bags = read_bag_ids(bag_folder)
     assert {len(bag) for bag in bags} == {2, 3}
@@ -71,6 +85,8 @@ def test_bags_of_a_bag_set(bag_folder):
         ([["i0", "i0"]], "1 of 1 bags"),
         ([["x", "y"]], "none of the 1 bags of .* absent are, for example, x, y"),
         ([], "0 of 0 bags"),
+        ([["i0", None]], "isn't a list of bags"),
+        ([["i0", ["i1"]]], "isn't a list of bags"),
     ],
 )
 def test_bags_that_cannot_be_used(tmp_path, tree, message):
@@ -79,12 +95,12 @@ def test_bags_that_cannot_be_used(tmp_path, tree, message):
 
 
 def test_other_requests_are_refused(tmp_path):
-    for against in ("rd100", "random:", "random:many", "all:1", "bags"):
+    for against in ("rd100", "random:", "random:many", "random:²", "all:1", "bags"):
         with pytest.raises(ConfigError, match="is unknown: bags:FILE, random:SIZE, all, or imagecode:FILE"):
             find_pools(against, IDS, 0)
     with pytest.raises(DataError, match="pools of 11 random images need 2 or more and at most the 10"):
         find_pools("random:11", IDS, 0)
     with pytest.raises(DataError, match="describe an image past 0 to 9, such as set"):
         read_imagecode(written(tmp_path, {"set": {"10": "x"}}))
-    with pytest.raises(DataError, match="can't be read as JSON"):
+    with pytest.raises(DataError, match="can't be read"):
         read_bag_ids(tmp_path / "absent.json")
