@@ -207,6 +207,7 @@ def evaluate(
 ) -> None:
     """Captions or a checkpoint against bags, random distractors or all images. With neither of the two: the captioner
     of a run before and after RL on held-out bags, by the judge; runs the stages that are missing."""
+    _make_room(out)
     changes = [*(overrides or []), *([f"evaluation.against={json.dumps(against)}"] if against else [])]
     if captions is None and checkpoint is None and references is None:
         _demo(load_settings(config or "demo", changes), redo=False, form=form)
@@ -244,6 +245,7 @@ def report(
     ] = None,
 ) -> None:
     """Writes the report of a run again, or one that compares several runs."""
+    _make_room(out)
     from finecap_ray.report.assemble import rebuild_report
 
     console.print(f"report: {rebuild_report(runs, out)}", highlight=False, markup=False)
@@ -294,6 +296,18 @@ def main(arguments: list[str] | None = None) -> None:
         if found is None:
             raise
         _fail(found)
+
+
+def _make_room(out: str | None) -> None:
+    """The folder of a file that will be written, before the work whose results would be lost without it."""
+    if out is None:
+        return
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} can't be written: {error}") from None
+    if Path(out).is_dir():
+        raise ConfigError(f"--out {out} is a folder: give the name of a file")
 
 
 # These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.

@@ -385,7 +385,12 @@ def load_settings(source: str | Path, overrides: list[str] | tuple[str, ...] = (
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} has no '=': write key=value, for example rl.learning_rate=1e-4")
-        set_dotted(tree, key.strip().split("."), yaml.safe_load(value))
+        try:
+            set_dotted(tree, key.strip().split("."), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"override {override!r}: the value isn't valid YAML ({' '.join(str(error).split())})"
+            ) from None
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:

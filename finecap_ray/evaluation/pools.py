@@ -3,7 +3,7 @@
 bags:FILE.json     TrueMatch's form, a list of bags, each a list of image ids; or a bag set folder
 random:SIZE        every image among SIZE - 1 others drawn at random (RD100 is random:100)
 all                every image among all
-imagecode:FILE     ImageCoDe's form, {set: {place: description}} with images named SET/img0 to SET/img9
+imagecode:FILE     ImageCoDe's form, {set: {place: description}} with images named SET/img0 to SET/img9, or so with an ending
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -64,7 +64,11 @@ def find_pools(against: str, image_ids: Sequence[str], seed: int, others: Sequen
             return Found((all_images(image_ids),), {})
         case "imagecode" if what:
             described = read_imagecode(what)
-            sets = {name: tuple(f"{name}/img{place}" for place in range(IMAGECODE_SIZE)) for name in described}
+            named = {PurePosixPath(own).with_suffix("").as_posix(): own for own in (*image_ids, *others) if own}
+            sets = {
+                name: tuple(named.get(own := f"{name}/img{place}", own) for place in range(IMAGECODE_SIZE))
+                for name in described
+            }
             asked = {name: tuple(own) for name, own in described.items()}
             return _among(list(sets.values()), image_ids, others, "ImageCoDe sets", what, list(asked.values()))
     raise ConfigError(f"{against!r} is unknown: bags:FILE, random:SIZE, all, or imagecode:FILE")

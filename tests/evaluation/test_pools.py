@@ -48,6 +48,8 @@ def test_imagecode_asks_about_the_images_that_are_described(tmp_path):
     found = find_pools(f"imagecode:{file}", ids, 0)
     assert found.sets[0].pools == (Pool(tuple(ids), (3, 7)),)
     assert found.left_out == {"ImageCoDe sets with an image that isn't there": 1}
+    files = [f"{image_id}.jpg" for image_id in ids]  # as `finecap import` names the images of a folder
+    assert find_pools(f"imagecode:{file}", files, 0).sets[0].pools == (Pool(tuple(files), (3, 7)),)
 
 
 def test_images_without_captions_compete_in_bags_and_sets_only(tmp_path):
