@@ -172,6 +172,7 @@ def _among(
 
 
 def _bag_set_ids(folder: Path) -> list[tuple[str, ...]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     files = sorted(folder.glob("size=*/part-*.parquet"))
@@ -179,6 +180,9 @@ def _bag_set_ids(folder: Path) -> list[tuple[str, ...]]:
         raise DataError(f"{folder} isn't a bag set: it has no size=K/part-*.parquet")
     bags = []
     for file in files:
-        column = pq.ParquetFile(file).read(columns=["images.list.element.image_id"])["images"]
+        try:
+            column = pq.ParquetFile(file).read(columns=["images.list.element.image_id"])["images"]
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise DataError(f"{file} holds no bags: {error}") from None
         bags += [tuple(image["image_id"] for image in bag) for bag in column.to_pylist()]
     return bags

@@ -18,6 +18,7 @@ from finecap_ray.training.metrics_file import read_metrics
 
 REPORT_FILE, COMPARISON_FILE, SUMMARY_FILE, CONFIG_FILE = "report.html", "compare.html", "summary.json", "config.yaml"
 BAGS_FILE = "evaluation/bags.json"
+_SUMMARY_KEYS = ("bag_size", "groups", "caption_metrics", "captions_per_s")
 
 
 def rebuild_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -34,6 +35,12 @@ def rebuild_report(run_dirs: Sequence[str | Path], out: str | Path | None = None
             )
     settings = [load_settings(folder / CONFIG_FILE) for folder in folders]
     summaries = [_read(folder / SUMMARY_FILE) for folder in folders]
+    for folder, summary in zip(folders, summaries, strict=True):
+        absent = [key for key in _SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
+        if absent:
+            raise DataError(
+                f"{folder / SUMMARY_FILE} has no {', '.join(absent)}, as the evaluation of a run has: run `finecap evaluate` again"
+            )
     path = Path(out) if out else folders[0] / (REPORT_FILE if len(folders) == 1 else COMPARISON_FILE)
     return _write(path, folders, settings, summaries)
 

@@ -73,6 +73,13 @@ def test_what_is_no_imagecode(tmp_path, tree):
         read_imagecode(written(tmp_path, tree))
 
 
+def test_a_damaged_bag_set_is_one_message(tmp_path):
+    (tmp_path / "size=2").mkdir()
+    (tmp_path / "size=2" / "part-0.parquet").write_text("no parquet")
+    with pytest.raises(DataError, match="holds no bags"):
+        read_bag_ids(tmp_path)
+
+
 def test_bags_of_a_bag_set(bag_folder):
     bags = read_bag_ids(bag_folder)
     assert {len(bag) for bag in bags} == {2, 3}
