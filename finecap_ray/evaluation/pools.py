@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import splitext
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def find_pools(against: str, image_ids: Sequence[str], seed: int, others: Sequen
             return Found((all_images(image_ids),), {})
         case "imagecode" if what:
             described = read_imagecode(what)
-            named = {PurePosixPath(own).with_suffix("").as_posix(): own for own in (*image_ids, *others) if own}
+            named = {splitext(image_id)[0]: image_id for image_id in (*image_ids, *others)}
             sets = {
                 name: tuple(named.get(own := f"{name}/img{place}", own) for place in range(IMAGECODE_SIZE))
                 for name in described
