@@ -23,15 +23,18 @@ from finecap_ray.evaluation.pools import Pool, PoolSet, random_pools
 from finecap_ray.evaluation.ranking import place_captions, retrieval_numbers
 from finecap_ray.evaluation.scorer_warrant import measure_warrant, read_ratings
 from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer
-from finecap_ray.scorers.tower import load_tower
+from finecap_ray.scorers.tower import FrozenTower, load_tower
 from finecap_ray.scorers.train import train_scorer
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZES = (3, 5, 7)
-TOWER = TowerSettings(image_size=224)
-# BENCHMARK.md: frozen towers and two-layer heads, some 15 epochs.
-SCORERS = {"reward scorer": ScorerSettings(epochs=15), "judge": JudgeSettings(epochs=12)}
+TOWER = TowerSettings(model="tf_efficientnet_lite0", image_size=224)
+# The towers are frozen, with two-layer heads; the judge's text tower is trained from scratch, which takes more steps.
+SCORERS = {
+    "reward scorer": ScorerSettings(epochs=15),
+    "judge": JudgeSettings(epochs=40, batch_size=128, feature_dropout=0.4),
+}
 BOOTSTRAP = 2000
 
 
@@ -43,8 +46,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     cache = Path(arguments.cache)
     rows = pq.read_table(DATA / "flickr8k.parquet").to_pylist()
-    features = _features(rows, cache)
-    scorers = {name: _scorer(name, rows, features, cache) for name in SCORERS}
+    tower = load_tower(TOWER)
+    features = _features(rows, tower, cache)
+    scorers = {name: _scorer(name, rows, features, tower, cache) for name in SCORERS}
 
     dev = [row for row, own in enumerate(rows) if own["split"] == "dev"]
     ids = [rows[row]["image_id"] for row in dev]
@@ -82,10 +86,9 @@ def main() -> None:
     print(_markdown(result))
 
 
-def _features(rows: list[dict], cache: Path) -> torch.Tensor:
-    file = cache / "features.npz"
+def _features(rows: list[dict], tower: FrozenTower, cache: Path) -> torch.Tensor:
+    file = cache / f"features-{tower.digest}.npz"
     if not file.is_file():
-        tower = load_tower(TOWER)
         images = [row["image"] for row in rows]
         parts = [tower.embed(images[start : start + 32]) for start in range(0, len(images), 32)]
         cache.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ def _features(rows: list[dict], cache: Path) -> torch.Tensor:
     return torch.from_numpy(saved["features"].astype(np.float32))
 
 
-def _scorer(name: str, rows: list[dict], features: torch.Tensor, cache: Path) -> Scorer:
+def _scorer(name: str, rows: list[dict], features: torch.Tensor, tower: FrozenTower, cache: Path) -> Scorer:
     folder, settings = cache / name.replace(" ", "_"), SCORERS[name]
     if not (folder / FACTS_FILE).is_file():
         train = sorted(
@@ -105,8 +108,10 @@ def _scorer(name: str, rows: list[dict], features: torch.Tensor, cache: Path) ->
         half = train[:middle] if settings.half == "first" else train[middle:]
         dev = [row for row, own in enumerate(rows) if own["split"] == "dev"]
         own, other = ([rows[row]["captions"] for row in part] for part in (half, dev))
-        train_scorer(settings, load_tower(TOWER), features[half], own, features[dev], other, folder)
-    return load_scorer(folder)
+        train_scorer(settings, tower, features[half], own, features[dev], other, folder)
+    scorer = load_scorer(folder)
+    assert scorer.tower_digest == tower.digest, f"{folder} stands on another tower: remove it to train it anew"
+    return scorer
 
 
 def _markdown(result: dict) -> str:

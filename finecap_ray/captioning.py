@@ -227,4 +227,8 @@ def _read_images(paths: Sequence[str]) -> list[bytes]:
 
 
 def _is_captioner(config: Path) -> bool:
-    return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "clipcap"
+    try:
+        tree = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(tree, dict) and tree.get("model_type") == "clipcap"

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from finecap_ray.config import Settings, dump_settings, load_settings
-from finecap_ray.errors import FinecapError
+from finecap_ray.errors import ConfigError, FinecapError
 from finecap_ray.unwrap import finecap_error
 
 _OPTIONS = {"no_args_is_help": True, "pretty_exceptions_enable": False, "add_completion": False}
@@ -188,7 +188,13 @@ def train_rl(
 def evaluate(
     overrides: Overrides = None,
     config: RunConfig = None,
-    captions: Annotated[str | None, typer.Option(help="Captions by image id, a JSON file.")] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(help="Captions by image id: JSON, COCO's results, or parquet; the README has the forms."),
+    ] = None,
+    references: Annotated[
+        str | None, typer.Option(help="Human captions by image id: caption metrics of --captions, without images.")
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A captioner folder, such as runs/demo/rl/captioner.")] = None,
     against: Annotated[
         list[str] | None, typer.Option(help="bags:FILE, random:SIZE, all or imagecode:FILE; may be repeated.")
@@ -201,23 +207,31 @@ def evaluate(
 ) -> None:
     """Captions or a checkpoint against bags, random distractors or all images. With neither of the two: the captioner
     of a run before and after RL on held-out bags, by the judge; runs the stages that are missing."""
+    _make_room(out)
     changes = [*(overrides or []), *([f"evaluation.against={json.dumps(against)}"] if against else [])]
-    if captions is None and checkpoint is None:
+    if captions is None and checkpoint is None and references is None:
         _demo(load_settings(config or "demo", changes), redo=False, form=form)
         return
     from finecap_ray.captioning import find_captioner, run_settings
 
     found = None if checkpoint is None else find_captioner(checkpoint)
     settings = load_settings(config or "demo", changes) if found is None else run_settings(found, config, changes)
-    from finecap_ray.evaluation.evaluate import Request, default_scorers
+    from finecap_ray.evaluation.evaluate import Request, default_scorers, evaluate_texts
     from finecap_ray.evaluation.evaluate import evaluate as evaluate_request
     from finecap_ray.evaluation.present import as_json, print_results
 
-    default_judge, default_scorer = default_scorers(settings, found)
-    request = Request(
-        captions, found, tuple(split) if split else None, judge or default_judge, reward_scorer or default_scorer
-    )
-    results = evaluate_request(settings, request)
+    if references is not None:
+        if captions is None or checkpoint or against or split or judge or reward_scorer:
+            raise ConfigError(
+                "--references is for caption metrics of --captions without images: give neither a checkpoint nor "
+                "--against, --split, --judge or --reward-scorer with it"
+            )
+        results = evaluate_texts(settings, captions, references)
+    else:
+        default_judge, default_scorer = default_scorers(settings, found)
+        splits = tuple(split) if split else None
+        request = Request(captions, found, splits, judge or default_judge, reward_scorer or default_scorer)
+        results = evaluate_request(settings, request)
     if out is not None:
         Path(out).write_text(as_json(results), encoding="utf-8")
     print_results(results, form, console)
@@ -231,6 +245,7 @@ def report(
     ] = None,
 ) -> None:
     """Writes the report of a run again, or one that compares several runs."""
+    _make_room(out)
     from finecap_ray.report.assemble import rebuild_report
 
     console.print(f"report: {rebuild_report(runs, out)}", highlight=False, markup=False)
@@ -281,6 +296,18 @@ def main(arguments: list[str] | None = None) -> None:
         if found is None:
             raise
         _fail(found)
+
+
+def _make_room(out: str | None) -> None:
+    """The folder of a file that will be written, before the work whose results would be lost without it."""
+    if out is None:
+        return
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} can't be written: {error}") from None
+    if Path(out).is_dir():
+        raise ConfigError(f"--out {out} is a folder: give the name of a file")
 
 
 # These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.

@@ -303,6 +303,10 @@ class EvaluationSettings(Section):
     finecapeval: str | None = None
     """FineCapEval.csv, for the coverage of its aspects."""
     finecapeval_matching: Literal["paper", "token"] = "token"
+    nli_judge: str | None = None
+    """MODULE:CLASS of a judge that reads references (finecap_ray/evaluation/faithfulness.py), for the score of MOCHa."""
+    vlm_judge: str | None = None
+    """MODULE:CLASS of a judge that sees the image."""
 
     @property
     def bag_sizes(self) -> tuple[int, ...]:
@@ -398,7 +402,12 @@ def load_settings(source: str | Path, overrides: list[str] | tuple[str, ...] = (
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} has no '=': write key=value, for example rl.learning_rate=1e-4")
-        set_dotted(tree, key.strip().split("."), yaml.safe_load(value))
+        try:
+            set_dotted(tree, key.strip().split("."), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"override {override!r}: the value isn't valid YAML ({' '.join(str(error).split())})"
+            ) from None
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:

@@ -41,11 +41,13 @@ def summary_table(summary: dict[str, Any]) -> Table:
             f"{100 * recall['rl']:.1f} %",
             f"{100 * (recall['rl'] - recall['mle']):+.1f}",
             f"{100 * low:+.1f} .. {100 * high:+.1f}",
-            f"{100 * recall['human']:.1f} %",
+            f"{100 * recall['human']:.1f} %" if "human" in recall else "no captions",
         )
     table.add_section()
+    values = summary["caption_metrics"]
     for metric in ("CIDEr", "Bleu_4", "mean_length", "repeated_words"):
-        values = summary["caption_metrics"]
+        if metric not in values["mle"]:  # no image has a human caption
+            continue
         table.add_row(
             metric,
             "",

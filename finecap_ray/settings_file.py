@@ -29,7 +29,10 @@ def read_tree(source: str | Path) -> dict[str, Any]:
             raise ConfigError(
                 f"no config file {path}: give the path of a YAML file, or a preset out of {', '.join(preset_names())}"
             )
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} isn't UTF-8 text: {error}") from None
     else:
         if str(source) not in preset_names():
             near = difflib.get_close_matches(str(source), preset_names(), n=1)

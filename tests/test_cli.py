@@ -101,7 +101,7 @@ def test_a_report_of_no_run_says_what_is_missing(capsys, tmp_path):
 
 def test_an_evaluation_of_what_does_not_fit_is_refused_before_ray_starts(capsys, tmp_path):
     code, _, err = run(capsys, "evaluate", "--captions", str(tmp_path / "absent.json"))
-    assert code == 2 and "absent.json can't be read as JSON" in err
+    assert code == 2 and "absent.json can't be read" in err
     file = tmp_path / "captions.json"
     file.write_text('{"no-such-emoji": "a cat"}')
     code, _, err = run(capsys, "evaluate", "--captions", str(file))
@@ -133,6 +133,17 @@ def test_a_captions_file_is_evaluated_as_json_and_markdown(capsys, ray_session, 
     assert json.loads(printed)["retrieval"][0]["against"] == "3 random images"
     code, printed, _ = run(capsys, "evaluate", *arguments, "--format", "markdown")
     assert code == 0 and "| captions | by | against |" in printed
+
+
+@pytest.mark.parametrize("form", ["table", "json", "markdown"])
+def test_captions_against_references_need_no_images(capsys, tmp_path, form):
+    file = tmp_path / "both.parquet"
+    pq.write_table(pa.table({"image_id": [1, 2], "caption": ["a dog", ""], "references": [["a dog"], ["a cat"]]}), file)
+    arguments = ["evaluate", "--captions", str(file), "--references", str(file), "evaluation.java_metrics=[]"]
+    code, printed, err = run(capsys, *arguments, "--format", form)
+    assert code == 0 and err == "" and "Bleu_1" in printed and "no images were given" in printed
+    code, _, err = run(capsys, *arguments, "--against", "all")
+    assert code == 2 and "--references is for caption metrics" in err
 
 
 def test_a_scorer_is_measured(capsys, ray_session, judge_folder, tmp_path):

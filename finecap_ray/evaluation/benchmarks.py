@@ -2,7 +2,7 @@
 
 The judge never rewarded a caption. The gap between its gain and the reward scorer's is the measure of reward hacking.
 Human captions are the ceiling: what they lose is the scorers' own mistake. Each of the captions that people wrote of an
-image is a candidate of its own, and the image counts with their mean.
+image is a candidate of its own, and the image counts with their mean; one that nobody captioned counts for the captioners alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from finecap_ray.bags.build import read_manifest
 from finecap_ray.bags.stream import read_bags
 from finecap_ray.cluster import get_within, work_within
 from finecap_ray.config import ResourceSettings, Settings
-from finecap_ray.evaluation.captions import caption_metrics
+from finecap_ray.evaluation.captions import caption_metrics, text_statistics
 from finecap_ray.evaluation.judging import BagReply, Judge
 from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.retrieval import bootstrap_gain_interval, bootstrap_interval
@@ -63,8 +63,10 @@ def evaluate_run(
         rollouts, captions_per_s = _sample(settings, images, captioners, logs)
         captions = _captions(rollouts, images)
         (out / "captions.json").write_text(json.dumps(captions, indent=1, ensure_ascii=False), encoding="utf-8")
-        candidates = {system: {key: (text,) for key, text in own.items()} for system, own in captions.items()}
-        candidates[HUMAN] = {image.image_id: image.captions or ("",) for image in images}
+        candidates = {system: {key: (text,) for key, text in captions[system].items()} for system in rollouts}
+        references = {image.image_id: image.captions for image in images if image.captions}
+        if references:
+            candidates[HUMAN] = references
         tower = read_manifest(next(iter(bag_sets.values())))["tower"]["digest"]
         members = [tuple(image.image_id for image in own.bag.images) for own in every]
         replies, digests = _ask(actors, settings.resources, images, tower, candidates, members)
@@ -78,7 +80,6 @@ def evaluate_run(
         results[size] = {group: _group(settings, members_of, replies) for group, members_of in groups.items()}
         start += len(own)
     headline = results[settings.evaluation.bag_size]
-    references = {image.image_id: list(image.captions) for image in images if image.captions}
     summary = {
         "bags": headline[WHOLE]["bags"],
         "bag_size": settings.evaluation.bag_size,
@@ -103,7 +104,7 @@ def evaluate_run(
 
 def _group(settings: Settings, rows: list[int], replies: Mapping[str, BagReply]) -> dict[str, Any]:
     evaluation, seed = settings.evaluation, settings.seed
-    judged = {system: [hits[row] for row in rows] for system, hits in replies["judge"].hits.items()}
+    judged, by_scorer = (_valued(replies[name], rows) for name in ("judge", "reward scorer"))
     interval = {
         system: bootstrap_interval(values, evaluation.bootstrap_samples, seed) for system, values in judged.items()
     }
@@ -113,16 +114,24 @@ def _group(settings: Settings, rows: list[int], replies: Mapping[str, BagReply])
         "recall_at_1": {system: float(np.concatenate(values).mean()) for system, values in judged.items()},
         "interval": interval,
         "recall_at_1_by_reward_scorer": {
-            system: float(np.concatenate([hits[row] for row in rows]).mean())
-            for system, hits in replies["reward scorer"].hits.items()
+            system: float(np.concatenate(values).mean()) for system, values in by_scorer.items()
         },
     }
 
 
+def _valued(reply: BagReply, rows: Sequence[int]) -> dict[str, list[np.ndarray]]:
+    """Per system what its captions add to R@1, of the bags that it has a caption in."""
+    values = {system: [hits[row][~np.isnan(hits[row])] for row in rows] for system, hits in reply.hits.items()}
+    values = {system: [own for own in bags if own.size] for system, bags in values.items()}
+    return {system: bags for system, bags in values.items() if bags}
+
+
 def _metrics(rollouts: Sequence[Rollout], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
     captions = {one.image_id: one.text for one in rollouts if one.image_id in references}
-    ended = sum(one.finish_reason == "stop" for one in rollouts) / len(rollouts)
-    return caption_metrics(captions, references, "coco") | {"ended": ended}
+    ended = {"ended": sum(one.finish_reason == "stop" for one in rollouts) / len(rollouts)}
+    if not captions:
+        return text_statistics([one.text for one in rollouts]) | ended
+    return caption_metrics(captions, references, "coco") | ended
 
 
 def _details(every: Sequence[_Held], captions: dict[str, dict[str, str]], judged: BagReply) -> list[dict]:
@@ -137,8 +146,16 @@ def _details(every: Sequence[_Held], captions: dict[str, dict[str, str]], judged
                 {
                     "image_id": image.image_id,
                     "captions": {system: texts.get(image.image_id) for system, texts in captions.items()},
-                    "rank": {system: float(ranks[row][place]) for system, ranks in judged.ranks.items()},
-                    "best": {system: own.bag.images[best[row][place]].image_id for system, best in judged.best.items()},
+                    "rank": {
+                        system: float(ranks[row][place])
+                        for system, ranks in judged.ranks.items()
+                        if not np.isnan(ranks[row][place])
+                    },
+                    "best": {
+                        system: own.bag.images[best[row][place]].image_id
+                        for system, best in judged.best.items()
+                        if best[row][place] >= 0
+                    },
                 }
                 for place, image in enumerate(own.bag.images)
             ],

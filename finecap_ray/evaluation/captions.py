@@ -39,10 +39,11 @@ def reference_metrics(
     """
     if not candidates:
         raise DataError("caption metrics of 0 captions: give at least one")
+    _check_texts(candidates, references)
     bare = [image_id for image_id in candidates if not references.get(image_id)]
     if bare:
         raise DataError(
-            f"{len(bare)} of {len(candidates)} captions have no reference, such as those of {', '.join(bare[:5])}: "
+            f"{len(bare)} of {len(candidates)} captions have no reference, such as those of {', '.join(map(str, bare[:5]))}: "
             "leave these out, and count them"
         )
     hypotheses = {image_id: [" ".join(tokenise(text, tokenisation))] for image_id, text in candidates.items()}
@@ -81,6 +82,18 @@ def text_statistics(captions: Sequence[str]) -> dict[str, float]:
         "trailing_space": sum(caption != caption.rstrip() for caption in captions) / len(captions),
         "full_stop": sum(caption.rstrip().endswith(".") for caption in captions) / len(captions),
     }
+
+
+def _check_texts(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
+    """A text where a list belongs would be read letter by letter, and scored."""
+    for image_id, text in candidates.items():
+        if not isinstance(text, str):
+            raise DataError(
+                f"the caption of {image_id} is {type(text).__name__}, not a text: give one caption per image"
+            )
+        own = references.get(image_id, ())
+        if isinstance(own, str) or not all(isinstance(one, str) for one in own):
+            raise DataError(f"the references of {image_id} are no list of texts: {str(own)[:80]!r}")
 
 
 def _share(part: int, whole: int) -> float:

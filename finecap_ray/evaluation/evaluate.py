@@ -7,7 +7,6 @@ examples ──> judge, reward scorer: embed the images ──────┐
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ from finecap_ray.captioning import run_folder
 from finecap_ray.cluster import absolute, connect, get_within
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
-from finecap_ray.evaluation.captions import caption_metrics, text_statistics
-from finecap_ray.evaluation.finecapeval import aspect_coverage, read_finecapeval
-from finecap_ray.evaluation.java_metrics import NotAvailable, java_metrics
+from finecap_ray.evaluation.caption_files import read_captions, read_references
 from finecap_ray.evaluation.judging import Judge, JudgeFacts
-from finecap_ray.evaluation.objects import object_precision, read_synonyms
 from finecap_ray.evaluation.pools import PoolSet, find_pools
 from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.sample import Captioned, caption_images, parse_decoding
+from finecap_ray.evaluation.text_metrics import TextMetrics, text_metrics
 from finecap_ray.sources import read_examples
 
 JUDGE, REWARD_SCORER, HUMAN = "judge", "reward scorer", "human"
@@ -36,6 +33,8 @@ NO_JUDGE = (
     "no judge was given, so nothing but the reward scorer (or nobody) says whether captions tell images apart: "
     "give --judge a scorer that had no part in the reward"
 )
+NO_IMAGES = "no images were given with the references, so nothing says whether captions tell images apart"
+SEVERAL = "{count} of {images} images have several captions: the caption metrics and CLIPScore are those of the first"
 SAME_SCORER = "the judge is the reward scorer ({digest}): a caption that fools one fools the other; give another judge"
 
 
@@ -43,11 +42,18 @@ SAME_SCORER = "the judge is the reward scorer ({digest}): a caption that fools o
 class Request:
     """What is to be evaluated; one of `captions` and `checkpoint` is None."""
 
-    captions: str | None  # JSON file, image id -> caption (or a list of candidates)
+    captions: str | None  # file, as `read_captions` takes it
     checkpoint: str | None  # captioner folder
     splits: tuple[str, ...] | None  # of the examples; None: those of evaluation.groups, or the images of the file
     judge: str | None  # what load_scorer takes
     reward_scorer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    rows: list[dict[str, Any]]  # to evaluate on
+    others: list[dict[str, Any]]  # that may compete
+    left_out: dict[str, int]
 
 
 def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
@@ -56,26 +62,29 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
     Raises ConfigError for a request that names both or neither of captions and checkpoint, DataError for captions and images
     that don't fit.
     """
+    started = time.perf_counter()
     if (request.captions is None) == (request.checkpoint is None):
         raise ConfigError("give either captions (a file) or a checkpoint")
     given = None if request.captions is None else read_captions(request.captions)
     evaluation = settings.evaluation
     decoding = parse_decoding(evaluation.decoding, evaluation.temperature)
-    rows, others = _examples(settings, request, given)
+    found = _examples(settings, request, given)
+    rows, others, left_out = found.rows, found.others, found.left_out
     find_all_pools(settings, rows, others)  # a mistake in them is told before an engine starts
 
     connect(settings.resources)
-    started = time.perf_counter()
     scorers = {name: spec for name, spec in ((JUDGE, request.judge), (REWARD_SCORER, request.reward_scorer)) if spec}
     actors = {
         name: Judge.remote(absolute(spec) if Path(spec).is_dir() else spec, settings.resources.threads)
         for name, spec in scorers.items()
     }
     try:
-        sampled, left_out = None, {}
+        # Also before captions are made, which can take hours.
+        facts = {name: _get(settings, actor.facts.remote(), f"load the {name}") for name, actor in actors.items()}
+        sampled = None
         if given is None:
             sampled = _sample(settings, rows, absolute(request.checkpoint), decoding)
-            left_out = {f"images: {reason}": count for reason, count in sampled.left_out.items()}
+            left_out |= {f"images: {reason}": count for reason, count in sampled.left_out.items()}
             given = {image_id: [caption] for image_id, caption in sampled.captions.items()}
             rows = [row for row in rows if row["image_id"] in given]
         given = {row["image_id"]: given[row["image_id"]] for row in rows}
@@ -84,24 +93,19 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
         competing = {image_id for own in pools for pool in own.pools for image_id in pool.image_ids}
         shown = rows + [row for row in others if row["image_id"] in competing]
         human = {row["image_id"]: list(row["captions"]) for row in rows if row["captions"]}
-        facts = {name: _get(settings, actor.facts.remote(), f"load the {name}") for name, actor in actors.items()}
         answers = {}
         for name, actor in actors.items():
             _show(actor, facts[name], shown, sampled)
             answers[name] = actor.answer.remote(given, human, pools, evaluation.bootstrap_samples, settings.seed)
-        first = {image_id: own[0] for image_id, own in given.items()}
-        metrics, unavailable, metrics_s = _caption_metrics(settings, first, human)
+        metrics = _text_metrics(settings, given, rows)
         answers = {name: _get(settings, own, f"answer as {name}") for name, own in answers.items()}
     finally:
         for actor in actors.values():
             ray.kill(actor)
 
-    if sampled is not None:
-        metrics["ended"] = sampled.ended
-    return {
-        "evaluated": request.captions or request.checkpoint,
-        "images": len(rows),
-        "warnings": _warnings(facts),
+    ended = {} if sampled is None else {"ended": sampled.ended}
+    return _results(settings, request.captions or request.checkpoint, given, metrics) | {
+        "warnings": [*_judge_warnings(facts), *_several(given)],
         "left_out": left_out | incomplete,
         "retrieval": [
             {"captions": whose, "by": name} | numbers
@@ -109,19 +113,63 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
             for whose, own in (("evaluated", reply.retrieval), (HUMAN, reply.human))
             for numbers in own
         ],
-        "caption_metrics": metrics,
+        "caption_metrics": metrics.values | ended,
         "similarity": {name: reply.similarity for name, reply in answers.items()},
-        "not_available": unavailable,
-        "tokenisation": evaluation.tokenisation,
         "scorers": {name: {"spec": scorers[name], "digest": own.digest} for name, own in facts.items()},
         "captioner": None if sampled is None else {"weights": sampled.weights, "tower": sampled.tower_digest},
         "seconds": {
             "engine start": sampled.engine_start_s if sampled else 0.0,
             "sampling": sampled.seconds if sampled else 0.0,
-            "caption metrics": metrics_s,
+            "caption metrics": metrics.seconds,
             "scoring and metrics": time.perf_counter() - asked_at,
             "together": time.perf_counter() - started,
         },
+    }
+
+
+def evaluate_texts(settings: Settings, captions: str, references: str) -> dict[str, Any]:
+    """Caption metrics of a captions file against a file of references, without images: the same results, with no retrieval.
+
+    Raises DataError where no caption has a reference.
+    """
+    given, human = read_captions(captions), read_references(references)
+    both = {image_id: own for image_id, own in given.items() if image_id in human}
+    if not both:
+        raise DataError(
+            f"none of the {len(given)} captions of {captions} has a reference in {references}: the ids are such as "
+            f"{next(iter(given))!r} there and {next(iter(human))!r} here"
+        )
+    first = {image_id: own[0] for image_id, own in both.items()}
+    metrics = text_metrics(settings.evaluation, first, human)
+    left_out = {
+        "captions without a reference": len(given) - len(both),
+        "references without a caption": len(human) - len(both),
+    }
+    return _results(settings, captions, both, metrics) | {
+        "references": references,
+        "warnings": [NO_IMAGES, *_several(both)],
+        "left_out": {reason: count for reason, count in left_out.items() if count},
+        "seconds": {"caption metrics": metrics.seconds},
+    }
+
+
+def _results(
+    settings: Settings, evaluated: str, captions: Mapping[str, Sequence[str]], metrics: TextMetrics
+) -> dict[str, Any]:
+    """What the results of every evaluation hold, those of one without images as they are."""
+    return {
+        "evaluated": evaluated,
+        "images": len(captions),
+        "warnings": [],
+        "left_out": {},
+        "retrieval": [],
+        "caption_metrics": metrics.values,
+        "similarity": {},
+        "not_available": metrics.not_available,
+        "tokenisation": settings.evaluation.tokenisation,
+        "scorers": {},
+        "captioner": None,
+        "seconds": {},
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json", include={"seed", "data", "tower", "evaluation"}),
         "versions": versions(),
@@ -148,51 +196,43 @@ def find_all_pools(
     return [own for one in found for own in one.sets], left_out
 
 
-def read_captions(path: str | Path) -> dict[str, list[str]]:
-    """Candidates by image id of a captions file: {id: caption} or {id: [captions]}. Raises DataError for another form."""
-    try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(tree, dict) or not tree:
-        raise DataError(f'{path} must hold captions by image id, such as {{"cat.jpg": "a cat"}}')
-    captions = {str(key): [own] if isinstance(own, str) else own for key, own in tree.items()}
-    wrong = [
-        key
-        for key, own in captions.items()
-        if not isinstance(own, list) or not own or any(not isinstance(one, str) for one in own)
-    ]
-    if wrong:
-        raise DataError(
-            f"{path}: {len(wrong)} of {len(captions)} entries are no caption and no list of them, such as {wrong[0]}"
-        )
-    return captions
-
-
-def _examples(
-    settings: Settings, request: Request, given: Mapping[str, Sequence[str]] | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _examples(settings: Settings, request: Request, given: Mapping[str, Sequence[str]] | None) -> _Images:
     """The images to evaluate on: of the splits, and those that a captions file has captions of. Of a file also the others of the
     splits, which may compete in its bags."""
     examples = read_examples(settings.data.examples).to_pylist()
+    every = {row["image_id"]: row for row in reversed(examples)}  # of rows with one id the first
     splits = request.splits
     if splits is None and given is None:
         splits = tuple(settings.evaluation.groups.values())
-    inside = [row for row in examples if splits is None or row["split"] in splits]
+    inside = [row for row in examples if every[row["image_id"]] is row and (splits is None or row["split"] in splits)]
     rows = [row for row in inside if given is None or row["image_id"] in given]
     if not rows:
         there = ", ".join(sorted({row["split"] for row in examples}))
         raise DataError(
             f"no image of {settings.data.examples} is in the splits {', '.join(splits or ('any',))}"
-            f"{' and has a caption in the file' if given else ''}; its splits are {there}"
+            f"{f' and has a caption in {request.captions}' if given else ''}; its splits are {there}"
+            + (
+                f", its ids such as {examples[0]['image_id']!r}, those of the file such as {next(iter(given))!r}"
+                if given
+                else ""
+            )
         )
-    if given is not None and splits is None and len(rows) < len(given):
-        absent = sorted(given.keys() - {row["image_id"] for row in rows})
+    absent = [] if given is None else sorted(given.keys() - every.keys())
+    if absent:
         raise DataError(
             f"{len(absent)} of {len(given)} captions are of images that {settings.data.examples} doesn't hold, such as "
             f"{', '.join(absent[:5])}"
         )
-    return rows, [] if given is None else [row for row in inside if row["image_id"] not in given]
+    left_out = {"images: an id that another has": len(examples) - len(every)}
+    if given is not None:
+        left_out["captions of images in other splits"] = len(given) - len(rows)
+        if splits is not None:
+            left_out["images without a caption in the file"] = len(inside) - len(rows)
+    return _Images(
+        rows,
+        [] if given is None else [row for row in inside if row["image_id"] not in given],
+        {reason: count for reason, count in left_out.items() if count},
+    )
 
 
 def _sample(settings: Settings, rows: list[dict[str, Any]], checkpoint: str, decoding) -> Captioned:
@@ -218,31 +258,20 @@ def _show(actor, facts: JudgeFacts, rows: list[dict[str, Any]], sampled: Caption
         actor.show.remote(ids, [row["image"] for row in rows], None)
 
 
-def _caption_metrics(
-    settings: Settings, captions: Mapping[str, str], human: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, float], dict[str, str], float]:
-    """Metrics of one caption per image, those that can't be had with the reason, and the seconds they took."""
-    started, evaluation = time.perf_counter(), settings.evaluation
-    referred = {image_id: text for image_id, text in captions.items() if image_id in human}
-    if not referred:
-        reason = "no image has a human caption"
-        return dict(text_statistics(list(captions.values()))), {"metrics against references": reason}, 0.0
-    metrics = caption_metrics(referred, human, evaluation.tokenisation)
-    metrics |= object_precision(referred, human, read_synonyms(evaluation.synonyms))
-    unavailable = {}
-    if evaluation.java_metrics:
-        for name, value in java_metrics(referred, human, evaluation.tokenisation, evaluation.java_metrics).items():
-            if isinstance(value, NotAvailable):
-                unavailable[name] = value.reason
-            else:
-                metrics[name] = value
-    if evaluation.finecapeval:
-        covered = aspect_coverage(captions, read_finecapeval(evaluation.finecapeval), evaluation.finecapeval_matching)
-        metrics |= {f"finecapeval_{aspect}": value for aspect, value in covered.items()}
-    return metrics, unavailable, time.perf_counter() - started
+def _text_metrics(
+    settings: Settings, given: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]
+) -> TextMetrics:
+    human = {row["image_id"]: row["captions"] for row in rows}
+    images = {row["image_id"]: row["image"] for row in rows}
+    return text_metrics(settings.evaluation, {image_id: own[0] for image_id, own in given.items()}, human, images)
 
 
-def _warnings(facts: Mapping[str, JudgeFacts]) -> list[str]:
+def _several(captions: Mapping[str, Sequence[str]]) -> list[str]:
+    count = sum(len(own) > 1 for own in captions.values())
+    return [SEVERAL.format(count=count, images=len(captions))] if count else []
+
+
+def _judge_warnings(facts: Mapping[str, JudgeFacts]) -> list[str]:
     if JUDGE not in facts:
         return [NO_JUDGE]
     if REWARD_SCORER in facts and facts[JUDGE].digest == facts[REWARD_SCORER].digest:

@@ -1,19 +1,22 @@
 """The interface of judges of faithfulness, and the score of one: an NLI model over references, or a VLM over the image.
 
-No such model comes with this package. One is any object with the method below:
+No such model comes with this package. One is any object with the method below, say in nli.py:
 
-    class Nli:
+    class CrossEncoderNli:
         def contradiction(self, premises, hypotheses): ...    # a cross-encoder's probabilities
 
-    nli_score(candidates, references, Nli())
+and is named where it is wanted: nli_score(candidates, references, CrossEncoderNli()), or evaluation.nli_judge=nli:CrossEncoderNli
+of `finecap evaluate`, which imports the module (also from the folder it is called in) and calls the class.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from finecap_ray.errors import DataError
+from finecap_ray.errors import ConfigError, DataError
 
 
 class NliJudge(Protocol):
@@ -30,6 +33,23 @@ class VlmJudge(Protocol):
     def faithful(self, images: Sequence[bytes], captions: Sequence[str]) -> Sequence[float]:
         """Probability, 0 to 1, that each caption says nothing false of its encoded image."""
         ...
+
+
+def load_judge(name: str, method: str) -> Any:
+    """What MODULE:CLASS of a setting makes, called without arguments. Raises ConfigError where that has no such method."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"a judge of faithfulness is MODULE:CLASS, got {name!r}")
+    if "" not in sys.path:
+        sys.path.append("")  # the folder it is called in, which an installed program doesn't look in
+    try:
+        make = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"no judge of faithfulness {name!r}: {error}") from None
+    judge = make()
+    if not callable(getattr(judge, method, None)):
+        raise ConfigError(f"{name} has no method {method}, see finecap_ray/evaluation/faithfulness.py")
+    return judge
 
 
 def nli_score(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], judge: NliJudge) -> float:

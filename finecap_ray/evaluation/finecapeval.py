@@ -36,7 +36,7 @@ def read_finecapeval(path: str | Path) -> dict[str, dict[str, list[str]]]:
     """
     phrases: dict[str, dict[str, list[str]]] = {aspect: {} for aspect in ASPECTS}
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             absent = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if absent:
@@ -48,7 +48,7 @@ def read_finecapeval(path: str | Path) -> dict[str, dict[str, list[str]]]:
                         phrases[aspect].setdefault(row["image"].split(".")[0], []).extend(
                             phrase for phrase in own if len(phrase) > 1
                         )
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} can't be read: {error}") from None
     if not phrases["background"]:
         raise DataError(f"{path} has no row with every field filled")
@@ -61,18 +61,19 @@ def aspect_coverage(
     matching: Matching = "token",
     stem: Callable[[str], str] = str,
 ) -> dict[str, float]:
-    """Coverage of each aspect, 0 to 1, over the images that have a caption and phrases.
+    """Coverage of each aspect, 0 to 1, over the images that have a caption and phrases; `cat.jpg` is FineCapEval's `cat`.
 
     Raises ConfigError for another matching, DataError when no image has both.
     """
     if matching not in ("paper", "token"):
         raise ConfigError(f"matching {matching!r} is unknown: paper or token")
+    named = {image_id.split(".")[0]: text for image_id, text in candidates.items()}
     coverage = {}
     for aspect, of_image in phrases.items():
-        judged = [image_id for image_id in of_image if image_id in candidates]
+        judged = [image_id for image_id in of_image if image_id in named]
         if not judged:
             raise DataError(f"none of the {len(of_image)} images of FineCapEval has a caption")
-        scores = [_image_coverage(candidates[image_id], of_image[image_id], matching, stem) for image_id in judged]
+        scores = [_image_coverage(named[image_id], of_image[image_id], matching, stem) for image_id in judged]
         coverage[aspect] = sum(scores) / len(scores)
     return coverage
 

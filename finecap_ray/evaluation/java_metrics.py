@@ -43,7 +43,7 @@ def java_metrics(
     unknown = sorted(set(metrics) - known.keys())
     if unknown:
         raise DataError(f"no metric {', '.join(unknown)}: Java ones are {', '.join(known)}")
-    missing = missing_java()
+    missing = missing_java() if metrics else None
     if missing:
         return dict.fromkeys(metrics, missing)
     hypotheses = {key: [" ".join(tokenise(text, tokenisation))] for key, text in candidates.items()}
@@ -65,10 +65,14 @@ def missing_java() -> NotAvailable | None:
 def _meteor(truths: dict[str, list[str]], hypotheses: dict[str, list[str]]) -> float | NotAvailable:
     from pycocoevalcap.meteor.meteor import Meteor
 
+    meteor = Meteor()
     try:
-        score, _ = Meteor().compute_score(truths, hypotheses)
+        score, _ = meteor.compute_score(truths, hypotheses)
     except (ValueError, OSError) as error:  # the Java process ended, and an empty line is no number
-        return NotAvailable(f"METEOR's Java process stopped ({error})")
+        meteor.lock.release()  # its __del__ waits for it
+        meteor.meteor_p.kill()
+        said = meteor.meteor_p.stderr.read().decode(errors="replace").strip()
+        return NotAvailable(f"METEOR's Java process stopped ({said[-200:] or error})")
     return float(score)
 
 

@@ -1,7 +1,4 @@
-"""The Ray side of an evaluation: a scorer in an actor that embeds images and captions once, and answers about pools.
-
-Started before captions are there, so that it loads, and embeds the images, while the sampler starts.
-"""
+"""The Ray side of an evaluation: a scorer in an actor that embeds images and captions once, and answers about pools."""
 
 from __future__ import annotations
 
@@ -38,9 +35,9 @@ class JudgeReply:
 class BagReply:
     """Per system and bag, of each image: what its captions add to R@1 on average, and the rank and find of the first one."""
 
-    hits: dict[str, list[np.ndarray]]  # [K] float
-    ranks: dict[str, list[np.ndarray]]  # [K] float
-    best: dict[str, list[np.ndarray]]  # [K] int: place in the bag of the most similar image
+    hits: dict[str, list[np.ndarray]]  # [K] float, NaN for an image without a caption
+    ranks: dict[str, list[np.ndarray]]  # [K] float, the same
+    best: dict[str, list[np.ndarray]]  # [K] int: place in the bag of the most similar image; -1 without a caption
 
 
 class PoolJudge:
@@ -91,7 +88,7 @@ class PoolJudge:
     def judge_bags(
         self, captions: Mapping[str, Mapping[str, Sequence[str]]], bags: Sequence[Sequence[str]]
     ) -> BagReply:
-        """captions: system -> image id -> its captions, one or more; bags: image ids, which compete in their bag."""
+        """captions: system -> image id -> its captions, if any; bags: image ids, which compete in their bag."""
         reply = BagReply({}, {}, {})
         for system, own in captions.items():
             texts = _Texts(self.scorer, [text for several in own.values() for text in several])
@@ -104,15 +101,20 @@ class PoolJudge:
     def _judge_bag(
         self, texts: _Texts, captions: Mapping[str, Sequence[str]], bag: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        counts = [len(captions[image_id]) for image_id in bag]
-        starts = np.cumsum([0, *counts[:-1]])
-        text = texts.of([one for image_id in bag for one in captions[image_id]])
-        images = self.images[[self.rows[image_id] for image_id in bag]]
-        target = torch.arange(len(bag)).repeat_interleave(torch.tensor(counts))
-        better, tied = better_and_tied(text, images, target, torch.ones(len(text), len(bag), dtype=torch.bool))
-        places = Places(better.double().numpy(), tied.double().numpy(), np.zeros(len(text)), target.numpy())
-        best = (text[starts] @ images.T).argmax(dim=1).numpy()
-        return np.add.reduceat(places.found_within(1), starts) / counts, places.rank[starts], best
+        counts = np.array([len(captions.get(image_id, ())) for image_id in bag])
+        hits, ranks, best = np.full(len(bag), np.nan), np.full(len(bag), np.nan), np.full(len(bag), -1)
+        asked = counts.nonzero()[0]
+        if len(asked):
+            starts = np.cumsum(counts)[asked] - counts[asked]
+            text = texts.of([one for image_id in bag for one in captions.get(image_id, ())])
+            images = self.images[[self.rows[image_id] for image_id in bag]]
+            target = torch.arange(len(bag)).repeat_interleave(torch.from_numpy(counts))
+            better, tied = better_and_tied(text, images, target, torch.ones(len(text), len(bag), dtype=torch.bool))
+            places = Places(better.double().numpy(), tied.double().numpy(), np.zeros(len(text)), target.numpy())
+            hits[asked] = np.add.reduceat(places.found_within(1), starts) / counts[asked]
+            ranks[asked] = places.rank[starts]
+            best[asked] = (text[starts] @ images.T).argmax(dim=1).numpy()
+        return hits, ranks, best
 
     def _retrieval(
         self, captions: Mapping[str, Sequence[str]], texts: _Texts, pools: Sequence[PoolSet], samples: int, seed: int

@@ -63,7 +63,7 @@ def read_synonyms(path: str | Path = COCO_TABLE) -> SynonymTable:
     else:
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"no synonym table at {path}: {error}") from None
     object_of: dict[tuple[str, ...], str] = {}
     for line in text.splitlines():

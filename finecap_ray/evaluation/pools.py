@@ -3,20 +3,21 @@
 bags:FILE.json     TrueMatch's form, a list of bags, each a list of image ids; or a bag set folder
 random:SIZE        every image among SIZE - 1 others drawn at random (RD100 is random:100)
 all                every image among all
-imagecode:FILE     ImageCoDe's form, {set: {place: description}} with images named SET/img0 to SET/img9
+imagecode:FILE     ImageCoDe's form, {set: {place: description}} with images named SET/img0 to SET/img9, or so with an ending
 """
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from posixpath import splitext
 
 import numpy as np
 
 from finecap_ray.errors import ConfigError, DataError
+from finecap_ray.evaluation.caption_files import read_json
 
 IMAGECODE_SIZE = 10
 
@@ -57,16 +58,20 @@ def find_pools(against: str, image_ids: Sequence[str], seed: int, others: Sequen
     kind, _, what = against.partition(":")
     match kind:
         case "bags" if what:
-            return _among(read_bag_ids(what), [*image_ids, *others], "bags", what)
-        case "random" if what.isdigit():
+            return _among(read_bag_ids(what), image_ids, others, "bags", what)
+        case "random" if what.isdecimal():
             return Found((random_pools(image_ids, int(what), seed),), {})
         case "all" if not what:
             return Found((all_images(image_ids),), {})
         case "imagecode" if what:
             described = read_imagecode(what)
-            sets = {name: tuple(f"{name}/img{place}" for place in range(IMAGECODE_SIZE)) for name in described}
+            named = {splitext(image_id)[0]: image_id for image_id in (*image_ids, *others)}
+            sets = {
+                name: tuple(named.get(own := f"{name}/img{place}", own) for place in range(IMAGECODE_SIZE))
+                for name in described
+            }
             asked = {name: tuple(own) for name, own in described.items()}
-            return _among(list(sets.values()), [*image_ids, *others], "ImageCoDe sets", what, list(asked.values()))
+            return _among(list(sets.values()), image_ids, others, "ImageCoDe sets", what, list(asked.values()))
     raise ConfigError(f"{against!r} is unknown: bags:FILE, random:SIZE, all, or imagecode:FILE")
 
 
@@ -77,8 +82,9 @@ def read_bag_ids(path: str | Path) -> list[tuple[str, ...]]:
     """
     if Path(path).is_dir():
         return _bag_set_ids(Path(path))
-    tree = _read_json(path)
-    if not isinstance(tree, list) or not all(isinstance(bag, list) for bag in tree):
+    tree = read_json(path)
+    lists = isinstance(tree, list) and all(isinstance(bag, list) for bag in tree)
+    if not lists or not all(isinstance(image_id, str | int) for bag in tree for image_id in bag):
         raise DataError(f"{path} isn't a list of bags, each a list of image ids (TrueMatch's form)")
     bags = [tuple(str(image_id) for image_id in bag) for bag in tree]
     wrong = [bag for bag in bags if len(bag) < 2 or len(set(bag)) < len(bag)]
@@ -92,10 +98,11 @@ def read_bag_ids(path: str | Path) -> list[tuple[str, ...]]:
 
 def read_imagecode(path: str | Path) -> dict[str, dict[int, str]]:
     """Descriptions of an ImageCoDe file: set -> place of the image described, 0 to 9 -> its description."""
-    tree = _read_json(path)
-    if not isinstance(tree, dict) or not all(isinstance(own, dict) for own in tree.values()):
+    tree = read_json(path)
+    described = isinstance(tree, dict) and bool(tree) and all(isinstance(own, dict) for own in tree.values())
+    if not described or not all(place.isdecimal() for own in tree.values() for place in own):
         raise DataError(f"{path} isn't {{set: {{place: description}}}} (ImageCoDe's form)")
-    sets = {str(name): {int(place): str(text) for place, text in own.items()} for name, own in tree.items()}
+    sets = {name: {int(place): str(text) for place, text in own.items()} for name, own in tree.items()}
     outside = [name for name, own in sets.items() if any(not 0 <= place < IMAGECODE_SIZE for place in own)]
     if outside:
         raise DataError(
@@ -111,7 +118,7 @@ def random_pools(image_ids: Sequence[str], size: int, seed: int) -> PoolSet:
     """
     if not 2 <= size <= len(image_ids):
         raise DataError(
-            f"pools of {size} random images need 2 or more and at most the {len(image_ids)} images there are"
+            f"pools of {size} random images need 2 or more and at most the {len(image_ids)} images there are: ask for another size"
         )
     order = np.random.default_rng(seed).permutation(len(image_ids))
     pools = []
@@ -133,22 +140,28 @@ def all_images(image_ids: Sequence[str]) -> PoolSet:
 def _among(
     bags: Sequence[tuple[str, ...]],
     image_ids: Sequence[str],
+    others: Sequence[str],
     kind: str,
     path: str,
     asked: Sequence[tuple[int, ...]] | None = None,
 ) -> Found:
-    """The bags whose images are all there, by size; the others are counted."""
-    there = set(image_ids)
+    """The bags whose images are all there and ask about one that has a caption, by size; the others are counted."""
+    captioned = set(image_ids)
+    there = captioned.union(others)
     by_size: dict[int, list[Pool]] = {}
-    incomplete = 0
+    left_out: Counter[str] = Counter()
     for row, bag in enumerate(bags):
-        if there.issuperset(bag):
-            places = tuple(range(len(bag))) if asked is None else asked[row]
-            by_size.setdefault(len(bag), []).append(Pool(bag, places))
+        places = tuple(range(len(bag))) if asked is None else asked[row]
+        if not there.issuperset(bag):
+            left_out[f"{kind} with an image that isn't there"] += 1
+        elif captioned.isdisjoint(bag[place] for place in places):
+            left_out[f"{kind} that ask about no image with a caption"] += 1
         else:
-            incomplete += 1
+            by_size.setdefault(len(bag), []).append(Pool(bag, places))
     if not by_size:
         absent = sorted({image_id for bag in bags for image_id in bag} - there)
+        if not absent:
+            raise DataError(f"none of the {len(bags)} {kind} of {path} asks about an image that has a caption")
         raise DataError(
             f"none of the {len(bags)} {kind} of {path} has all its images among the {len(there)} there are; "
             f"absent are, for example, {', '.join(absent[:5])}"
@@ -156,10 +169,11 @@ def _among(
     sets = tuple(
         PoolSet(f"{kind} of {size}", size, tuple(pools), dependent=True) for size, pools in sorted(by_size.items())
     )
-    return Found(sets, {f"{kind} with an image that isn't there": incomplete} if incomplete else {})
+    return Found(sets, dict(left_out))
 
 
 def _bag_set_ids(folder: Path) -> list[tuple[str, ...]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     files = sorted(folder.glob("size=*/part-*.parquet"))
@@ -167,13 +181,9 @@ def _bag_set_ids(folder: Path) -> list[tuple[str, ...]]:
         raise DataError(f"{folder} isn't a bag set: it has no size=K/part-*.parquet")
     bags = []
     for file in files:
-        column = pq.ParquetFile(file).read(columns=["images.list.element.image_id"])["images"]
+        try:
+            column = pq.ParquetFile(file).read(columns=["images.list.element.image_id"])["images"]
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise DataError(f"{file} holds no bags: {error}") from None
         bags += [tuple(image["image_id"] for image in bag) for bag in column.to_pylist()]
     return bags
-
-
-def _read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as JSON: {error}") from None

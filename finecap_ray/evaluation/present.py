@@ -64,6 +64,8 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     """The headline of a run: R@1 by the judge per group of bags, before and after RL, with intervals."""
 
     def cell(group: Mapping[str, Any], system: str) -> str:
+        if system not in group["recall_at_1"]:
+            return "no captions"
         low, high = group["interval"][system]
         return f"{100 * group['recall_at_1'][system]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
@@ -120,7 +122,8 @@ def _number(name: str, value: float) -> str:
 def _made_with(results: Mapping[str, Any]) -> list[str]:
     prefixes = {name: own["prefix"] for name, own in results["similarity"].items()}
     lines = [
-        f"{results['evaluated']}: {results['images']} images, seed {results['seed']}, tokenisation {results['tokenisation']}",
+        f"{results['evaluated']}: {results['images']} images, seed {results['seed']}, tokenisation {results['tokenisation']}"
+        + (f", references {results['references']}" if "references" in results else ""),
         *(
             f"{name}: {own['spec']}, digest {own['digest']}, prefix {prefixes[name]!r}"
             for name, own in results["scorers"].items()

@@ -83,6 +83,8 @@ def place_captions(
 def retrieval_numbers(pools: PoolSet, places: Places, samples: int, seed: int) -> dict[str, Any]:
     """n, R@1, R@5, R@10 (those smaller than a pool), mean and median rank, each {value, low, high}.
 
+    n is the number of captions; an image with several counts with their mean.
+
     The interval is a percentile bootstrap of 95 %: over pools where captions of a pool are alike in difficulty (bags),
     else over images, with all captions of an image together.
     """
@@ -113,7 +115,8 @@ class _Bootstrap:
         item = item.ravel()
         none = np.zeros(len(outcomes))
         self.items = Places(outcomes[:, 0], outcomes[:, 1], none, none)
-        self.observed = np.bincount(item).astype(np.float64)
+        weight = _weights(places)
+        self.observed = np.bincount(item, weights=weight)
         rng = np.random.default_rng(seed)
         unit = np.unique(unit, return_inverse=True)[1].ravel()
         units = int(unit.max()) + 1
@@ -121,7 +124,7 @@ class _Bootstrap:
             self.weights = rng.multinomial(units, self.observed / units, size=samples).astype(np.float64)
             return
         counts = np.zeros((units, len(outcomes)), dtype=np.float32)
-        np.add.at(counts, (unit, item), 1)
+        np.add.at(counts, (unit, item), weight)
         block = max(1, _BLOCK // units)
         drawn = [
             rng.multinomial(units, np.full(units, 1 / units), size=min(block, samples - start)).astype(np.float32)
@@ -130,13 +133,13 @@ class _Bootstrap:
         self.weights = np.concatenate([part @ counts for part in drawn]).astype(np.float64)
 
     def mean(self, values: Float[np.ndarray, " items"]) -> Estimate:
-        """Mean over captions; a unit weighs by how many it has."""
+        """Mean over images; a unit weighs by how many it has."""
         return _estimate(
             float(self.observed @ values / self.observed.sum()), self.weights @ values / self.weights.sum(axis=1)
         )
 
     def median(self, values: Float[np.ndarray, " items"]) -> Estimate:
-        """Median over captions: the lower of the two in the middle."""
+        """Median over images: the lower of the two in the middle."""
         order = np.argsort(values, kind="stable")
 
         def middle(weights: Float[np.ndarray, "s items"]) -> Float[np.ndarray, " s"]:
@@ -144,6 +147,12 @@ class _Bootstrap:
             return values[order][reached.argmax(axis=1)]
 
         return _estimate(float(middle(self.observed[None])[0]), middle(self.weights))
+
+
+def _weights(places: Places) -> Float[np.ndarray, " Q"]:
+    """1 over the number of captions that the image has in its pool."""
+    asked = np.unique(np.stack([places.pool, places.image], axis=1), axis=0, return_inverse=True)[1].ravel()
+    return 1 / np.bincount(asked)[asked]
 
 
 def _estimate(value: float, draws: np.ndarray) -> Estimate:

@@ -47,7 +47,19 @@ def read_ratings(path: str | Path) -> list[Rating]:
         raise DataError(
             f"{path} can't be read: ratings are parquet with {', '.join(_EXPERT_COLUMNS)} ({error})"
         ) from None
-    return [Rating(row["image_id"], row["caption"], tuple(row["ratings"])) for row in table.to_pylist()]
+    rows = table.to_pylist()
+    wrong = sum(
+        row["image_id"] is None
+        or not isinstance(row["caption"], str)
+        or not isinstance(row["ratings"], list)
+        or not all(isinstance(own, int) for own in row["ratings"])
+        for row in rows
+    )
+    if wrong:
+        raise DataError(
+            f"{path}: {wrong} of {len(rows)} rows lack an image, a caption, or a list of ratings in whole numbers"
+        )
+    return [Rating(str(row["image_id"]), row["caption"], tuple(row["ratings"])) for row in rows]
 
 
 def measure_scorers(settings: Settings, specs: Mapping[str, str], ratings: str | None) -> dict[str, dict[str, Any]]:
@@ -183,6 +195,8 @@ def describe(warrant: Mapping[str, Any]) -> list[str]:
             f"human ratings: Kendall tau-b {warrant['tau_b']:.3f}, tau-c {warrant['tau_c']:.3f}, of {warrant['rated_captions']} rated captions"
             + (f" ({warrant['without_image']} more have no image here)" if warrant["without_image"] else "")
         )
+    elif warrant["without_image"]:
+        lines.append(f"human ratings: none of the {warrant['without_image']} rated captions has its image here")
     else:
         lines.append("human ratings: none given (--ratings FILE)")
     return lines

@@ -17,6 +17,8 @@ from finecap_ray.report.settings_diff import settings_diff
 from finecap_ray.training.metrics_file import read_metrics
 
 REPORT_FILE, COMPARISON_FILE, SUMMARY_FILE, CONFIG_FILE = "report.html", "compare.html", "summary.json", "config.yaml"
+BAGS_FILE = "evaluation/bags.json"
+_SUMMARY_KEYS = ("bag_size", "groups", "caption_metrics", "captions_per_s")
 
 
 def rebuild_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -26,13 +28,19 @@ def rebuild_report(run_dirs: Sequence[str | Path], out: str | Path | None = None
     """
     folders = [Path(run_dir) for run_dir in run_dirs]
     for folder in folders:
-        absent = [name for name in (CONFIG_FILE, SUMMARY_FILE) if not (folder / name).is_file()]
+        absent = [name for name in (CONFIG_FILE, SUMMARY_FILE, BAGS_FILE) if not (folder / name).is_file()]
         if absent:
             raise DataError(
-                f"{folder} has no {' and no '.join(absent)}: `finecap demo` and `finecap evaluate` write both"
+                f"{folder} has no {' and no '.join(absent)}: `finecap demo` and `finecap evaluate` write them"
             )
     settings = [load_settings(folder / CONFIG_FILE) for folder in folders]
-    summaries = [json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8")) for folder in folders]
+    summaries = [_read(folder / SUMMARY_FILE) for folder in folders]
+    for folder, summary in zip(folders, summaries, strict=True):
+        absent = [key for key in _SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
+        if absent:
+            raise DataError(
+                f"{folder / SUMMARY_FILE} has no {', '.join(absent)}, as the evaluation of a run has: run `finecap evaluate` again"
+            )
     path = Path(out) if out else folders[0] / (REPORT_FILE if len(folders) == 1 else COMPARISON_FILE)
     return _write(path, folders, settings, summaries)
 
@@ -46,7 +54,7 @@ def _write(
     path: Path, folders: Sequence[Path], settings: Sequence[Settings], summaries: Sequence[Mapping[str, Any]]
 ) -> Path:
     names = run_names(folders, settings)
-    details = [json.loads((folder / "evaluation" / "bags.json").read_text(encoding="utf-8")) for folder in folders]
+    details = [_read(folder / BAGS_FILE) for folder in folders]
     merged = merge_details(details, names)
     chosen = choose_bags(merged.bags, settings[0].evaluation.report_bags, merged.before, merged.after)
     notes = list(merged.notes)
@@ -68,6 +76,13 @@ def _write(
         notes=notes,
     )
     return path
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is damaged ({error}): `finecap evaluate` writes it again") from None
 
 
 def run_names(folders: Sequence[Path], settings: Sequence[Settings]) -> list[str]:

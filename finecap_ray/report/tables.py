@@ -52,7 +52,8 @@ class RecallRow:
     human: Share | None  # the ceiling
     gain: str  # points
     gain_range: str
-    by_scorer: str  # "30.0 % → 90.0 %, human 70.0 %"
+    by_scorer: str  # "30.0 % → 90.0 %"
+    human_by_scorer: str  # "70.0 %"; "" without human captions
 
     @property
     def chance(self) -> float:
@@ -99,7 +100,6 @@ def _recall_row(run: str, size: int, name: str, group: Mapping[str, Any]) -> Rec
     def share(system: str) -> Share | None:
         return Share(100 * recall[system], *(100 * end for end in interval[system])) if system in recall else None
 
-    human = f", human {100 * scorer['human']:.1f} %" if "human" in scorer else ""
     return RecallRow(
         run=run,
         size=size,
@@ -110,5 +110,6 @@ def _recall_row(run: str, size: int, name: str, group: Mapping[str, Any]) -> Rec
         human=share("human"),
         gain=points(recall["rl"] - recall["mle"]),
         gain_range=f"{points(interval['gain'][0])} to {points(interval['gain'][1])}",
-        by_scorer=f"{100 * scorer['mle']:.1f} % → {100 * scorer['rl']:.1f} %{human}",
+        by_scorer=f"{100 * scorer['mle']:.1f} % → {100 * scorer['rl']:.1f} %",
+        human_by_scorer=f"{100 * scorer['human']:.1f} %" if "human" in scorer else "",
     )

@@ -12,6 +12,7 @@ import open_clip
 import torch
 from jaxtyping import Float, Int
 from open_clip.hf_model import HFTextEncoder
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -140,6 +141,13 @@ def _load_folder(folder: Path) -> Scorer:
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise DataError(f"{folder} isn't a scorer: {file} is missing")
+    try:
+        return _read_folder(folder)
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+        raise DataError(f"{folder} isn't a scorer that can be read ({type(error).__name__}: {error})") from error
+
+
+def _read_folder(folder: Path) -> Scorer:
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
     overrides = {}
     if "hf_model_name" in config["text_cfg"]:

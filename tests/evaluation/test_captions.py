@@ -2,6 +2,7 @@ import json
 import math
 import os
 import random
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,12 +24,14 @@ def test_published_scores_of_coco_captions():
         pytest.skip(f"{table} is absent: set FINECAP_PHOTOS to the folder that holds metrics/")
     rows = pq.read_table(table).to_pylist()
     published = json.loads(table.with_suffix(".published.json").read_text())
+    started = time.process_time()
     metrics = caption_metrics(
         {row["image_id"]: row["caption"] for row in rows},
         {row["image_id"]: row["references"] for row in rows},
         tokenisation="keep_punctuation",
     )
     assert {name: metrics[name] for name in published} == pytest.approx(published, abs=1e-4)
+    assert time.process_time() - started < 15  # seconds of CPU
 
 
 WORDS = [
@@ -124,6 +127,21 @@ def test_captions_without_text():
 def test_nothing_is_printed(capsys):
     caption_metrics({"dog": "a dog"}, REFERENCES)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references", "message"),
+    [
+        ({"a": ["a cat"]}, {"a": ["a cat"]}, "the caption of a is list, not a text"),
+        ({"a": float("nan")}, {"a": ["a cat"]}, "the caption of a is float, not a text"),
+        ({"a": "a cat"}, {"a": "a cat"}, "the references of a are no list of texts: 'a cat'"),
+        ({"a": "a cat"}, {"a": ["a cat", None]}, "the references of a are no list of texts"),
+        ({7: "a cat"}, {"7": ["a cat"]}, "1 of 1 captions have no reference, such as those of 7"),
+    ],
+)
+def test_what_is_no_text_is_not_scored(candidates, references, message):
+    with pytest.raises(DataError, match=message):
+        caption_metrics(candidates, references)
 
 
 def test_input_that_cannot_be_scored():

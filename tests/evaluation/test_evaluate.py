@@ -8,7 +8,7 @@ import pytest
 
 from finecap_ray.config import EvaluationSettings, Settings
 from finecap_ray.errors import ConfigError, DataError, UnsupportedError
-from finecap_ray.evaluation.evaluate import Request, evaluate, read_captions
+from finecap_ray.evaluation.evaluate import Request, evaluate
 from finecap_ray.evaluation.present import as_json, as_markdown, as_tables
 from finecap_ray.evaluation.sample import DecodingSpec, caption_images, parse_decoding
 from finecap_ray.records import EXAMPLE_SCHEMA
@@ -166,12 +166,3 @@ def test_requests_and_files_that_do_not_fit(settings, tmp_path):
         evaluate(settings, request(tmp_path))
     with pytest.raises(DataError, match="no image of"):
         evaluate(settings, request(tmp_path, {"gone": "a cat"}))
-    file = tmp_path / "captions.json"
-    for text, message in (
-        ("[]", "captions by image id"),
-        ('{"a": 3}', "1 of 1 entries"),
-        ("x", "can't be read as JSON"),
-    ):
-        file.write_text(text)
-        with pytest.raises(DataError, match=message):
-            read_captions(file)

@@ -29,6 +29,8 @@ def test_coverage_by_hand(phrases):
     candidates = {"1": "a cat on two mats by a wall"}
     # token: wall of (grey, wall); cat and (two, mat); none of (at, rest)
     assert aspect_coverage(candidates, phrases) == {"background": 1 / 2, "object": 1.0, "relation": 0.0}
+    named_by_file = {"1.jpg": candidates["1"]}
+    assert aspect_coverage(named_by_file, phrases) == aspect_coverage(candidates, phrases)
     # paper: "cats" is not in the text, "two mats" is; "at" is, inside of "cat" and "mats"
     assert aspect_coverage(candidates, phrases, "paper") == {"background": 1 / 2, "object": 1 / 2, "relation": 1 / 2}
     # with a stemmer, as in the release: "cat" is in the text

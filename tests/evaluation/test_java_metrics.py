@@ -24,6 +24,16 @@ def test_a_java_that_does_not_start_is_told(monkeypatch, tmp_path):
     assert module.missing_java() == NotAvailable("`java -version` failed with code 3: no such vm")
 
 
+def test_a_java_that_dies_on_the_way_is_told(monkeypatch, tmp_path):
+    """pycocoevalcap would wait for its own lock for ever."""
+    java = tmp_path / "java"
+    java.write_text('#!/bin/sh\n[ "$1" = -version ] && exit 0\necho out of memory >&2\nexit 1\n')
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    found = java_metrics(CANDIDATES, REFERENCES, "coco", ("METEOR",))["METEOR"]
+    assert found == NotAvailable("METEOR's Java process stopped (out of memory)")
+
+
 @pytest.mark.skipif(shutil.which("java") is None, reason="no java on the PATH")
 def test_meteor_by_java():
     both = java_metrics({"a": "a dog runs", "b": ""}, REFERENCES, "coco", ("METEOR",))["METEOR"]

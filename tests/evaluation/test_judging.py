@@ -66,3 +66,16 @@ def test_the_human_captions_are_the_references(judge, emoji):
     score, both = reply.similarity["CLIPScore"], reply.similarity["RefCLIPScore"]
     assert reply.human[0]["n"] == 1 and 0 <= score <= 2.5 and 0 <= both <= 2
     assert reply.similarity["prefix"] == ""  # it never saw CLIP's
+
+
+def test_an_image_without_captions_competes_and_is_not_asked_about(judge, emoji):
+    ids = emoji.image_ids[:3]
+    judge.show(ids, None, emoji.features[:3])
+    human = {ids[0]: emoji.captions[0], ids[2]: emoji.captions[2]}
+    every = judge.judge_bags({"a": human | {ids[1]: ["x"]}}, [ids])
+    without = judge.judge_bags({"a": human}, [ids, ids[1:2]])
+    for part in ("hits", "ranks", "best"):
+        own, other = getattr(without, part)["a"][0], getattr(every, part)["a"][0]
+        assert own[[0, 2]].tolist() == other[[0, 2]].tolist()
+    assert np.isnan(without.hits["a"][0][1]) and np.isnan(without.ranks["a"][0][1]) and without.best["a"][0][1] == -1
+    assert np.isnan(without.hits["a"][1]).all()

@@ -48,6 +48,8 @@ def test_imagecode_asks_about_the_images_that_are_described(tmp_path):
     found = find_pools(f"imagecode:{file}", ids, 0)
     assert found.sets[0].pools == (Pool(tuple(ids), (3, 7)),)
     assert found.left_out == {"ImageCoDe sets with an image that isn't there": 1}
+    files = [f"{image_id}.jpg" for image_id in ids]  # as `finecap import` names the images of a folder
+    assert find_pools(f"imagecode:{file}", files, 0).sets[0].pools == (Pool(tuple(files), (3, 7)),)
 
 
 def test_images_without_captions_compete_in_bags_and_sets_only(tmp_path):
@@ -55,6 +57,27 @@ def test_images_without_captions_compete_in_bags_and_sets_only(tmp_path):
     found = find_pools(f"bags:{file}", IDS, 0, others=["x"])
     assert found.sets[0].pools == (Pool(("i0", "x"), (0, 1)),)
     assert find_pools("all", IDS, 0, others=["x"]) == find_pools("all", IDS, 0)
+
+
+def test_bags_that_ask_about_no_caption_are_counted(tmp_path):
+    file = written(tmp_path, [["i0", "x"], ["x", "y"]])
+    found = find_pools(f"bags:{file}", IDS, 0, others=["x", "y"])
+    assert len(found.sets[0].pools) == 1 and found.left_out == {"bags that ask about no image with a caption": 1}
+    with pytest.raises(DataError, match=r"none of the 2 bags .* asks about an image that has a caption"):
+        find_pools(f"bags:{file}", [], 0, others=["i0", "x", "y"])
+
+
+@pytest.mark.parametrize("tree", [[], {}, {"set": ["a"]}, {"set": {"first": "a"}}, {"set": {"-1": "a"}}])
+def test_what_is_no_imagecode(tmp_path, tree):
+    with pytest.raises(DataError, match=r"isn't \{set: \{place: description\}\}"):
+        read_imagecode(written(tmp_path, tree))
+
+
+def test_a_damaged_bag_set_is_one_message(tmp_path):
+    (tmp_path / "size=2").mkdir()
+    (tmp_path / "size=2" / "part-0.parquet").write_text("no parquet")
+    with pytest.raises(DataError, match="holds no bags"):
+        read_bag_ids(tmp_path)
 
 
 def test_bags_of_a_bag_set(bag_folder):
@@ -71,6 +94,8 @@ def test_bags_of_a_bag_set(bag_folder):
         ([["i0", "i0"]], "1 of 1 bags"),
         ([["x", "y"]], "none of the 1 bags of .* absent are, for example, x, y"),
         ([], "0 of 0 bags"),
+        ([["i0", None]], "isn't a list of bags"),
+        ([["i0", ["i1"]]], "isn't a list of bags"),
     ],
 )
 def test_bags_that_cannot_be_used(tmp_path, tree, message):
@@ -79,12 +104,12 @@ def test_bags_that_cannot_be_used(tmp_path, tree, message):
 
 
 def test_other_requests_are_refused(tmp_path):
-    for against in ("rd100", "random:", "random:many", "all:1", "bags"):
+    for against in ("rd100", "random:", "random:many", "random:²", "all:1", "bags"):
         with pytest.raises(ConfigError, match="is unknown: bags:FILE, random:SIZE, all, or imagecode:FILE"):
             find_pools(against, IDS, 0)
     with pytest.raises(DataError, match="pools of 11 random images need 2 or more and at most the 10"):
         find_pools("random:11", IDS, 0)
     with pytest.raises(DataError, match="describe an image past 0 to 9, such as set"):
         read_imagecode(written(tmp_path, {"set": {"10": "x"}}))
-    with pytest.raises(DataError, match="can't be read as JSON"):
+    with pytest.raises(DataError, match="can't be read"):
         read_bag_ids(tmp_path / "absent.json")

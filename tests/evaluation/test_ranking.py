@@ -95,6 +95,17 @@ def test_the_captions_of_an_image_are_drawn_together():
     assert width["five"] / width["one"] == pytest.approx(5**0.5, rel=0.06)
 
 
+@pytest.mark.parametrize("dependent", [True, False])
+def test_an_image_counts_with_the_mean_of_its_captions(dependent):
+    # image 0: four captions, three of them find it; image 1: one, which doesn't
+    places = Places(np.array([0.0, 0, 0, 1, 1]), np.ones(5), np.zeros(5), np.array([0, 0, 0, 0, 1]))
+    pools = PoolSet("bags of 2", 2, (Pool(("a", "b"), (0, 1)),), dependent)
+    numbers = retrieval_numbers(pools, places, 500, 0)
+    assert numbers["n"] == 5 and numbers["recall_at_1"]["value"] == pytest.approx((3 / 4 + 0) / 2)
+    assert numbers["mean_rank"]["value"] == pytest.approx((5 / 4 + 2) / 2)
+    assert numbers["median_rank"]["value"] == 2  # 5/8 of the weight is at rank 2
+
+
 def test_the_median_is_the_lower_middle():
     places = Places(np.array([0.0, 1, 5, 9]), np.ones(4), np.zeros(4), np.arange(4))
     pools = PoolSet("all 10 images", 10, (Pool(tuple("abcdefghij"), (0,)),), dependent=False)

@@ -2,9 +2,12 @@ import itertools
 import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from finecap_ray.errors import DataError
+from finecap_ray.evaluation.scorer_warrant import Rating, read_ratings
 from finecap_ray.evaluation.warrant import binding_accuracy, kendall_tau, swap_attributes
 
 
@@ -52,3 +55,16 @@ def test_kendall_by_hand_and_by_all_pairs():
 def test_a_constant_has_no_rank_correlation():
     with pytest.raises(DataError, match="got 1 and 2"):
         kendall_tau([0.5, 0.5], [1, 2])
+
+
+def test_ratings_that_are_none(tmp_path):
+    rows = {"image_id": [1, 2], "caption": ["a", "b"]}
+    pq.write_table(pa.table(rows | {"ratings": [[4, 3], [1]]}), tmp_path / "ratings.parquet")
+    assert read_ratings(tmp_path / "ratings.parquet")[1] == Rating("2", "b", (1,))
+    for ratings in ([[4], None], [[4], [None]], [[4.5], [1.0]], [4, 3]):
+        pq.write_table(pa.table(rows | {"ratings": ratings}), tmp_path / "ratings.parquet")
+        with pytest.raises(DataError, match=r"[12] of 2 rows lack an image, a caption, or a list of ratings"):
+            read_ratings(tmp_path / "ratings.parquet")
+    (tmp_path / "ratings.parquet").write_text("none")
+    with pytest.raises(DataError, match="ratings are parquet with image_id, caption, ratings"):
+        read_ratings(tmp_path / "ratings.parquet")

@@ -117,6 +117,16 @@ def test_a_folder_without_weights_is_an_error_that_names_the_file(tmp_path):
         load_scorer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "weights"), [("{", b""), ("{}", b""), ('{"model_cfg": {"text_cfg": {}}}', b"no weights")]
+)
+def test_a_damaged_folder_is_one_message(tmp_path, config, weights):
+    (tmp_path / "open_clip_config.json").write_text(config)
+    (tmp_path / "open_clip_model.safetensors").write_bytes(weights)
+    with pytest.raises(DataError, match="isn't a scorer that can be read"):
+        load_scorer(tmp_path)
+
+
 def test_without_a_hub_the_error_says_that_weights_cannot_be_fetched(tmp_path):
     """In a process of its own: the hub's library reads its environment at import."""
     code = (
