@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -57,8 +58,8 @@ def main() -> None:
         bare = {}
         with tempfile.NamedTemporaryFile("w", suffix=".json") as captions:
             for name, part in {"sampling": _sample, "scoring": _score, "metrics": _metrics}.items():
-                with context.Pool(1) as pool:
-                    bare[name] = pool.apply(part, (settings, captioner, judge, captions.name))
+                with ProcessPoolExecutor(1, mp_context=context) as pool:
+                    bare[name] = pool.submit(part, settings, captioner, judge, captions.name).result()
     result = {
         "images": arguments.images,
         "threads": arguments.threads,

@@ -58,15 +58,19 @@ class PoolJudge:
     def show(self, image_ids: Sequence[str], images: Sequence[bytes] | None, features: np.ndarray | None) -> None:
         """Embeds images, from their features [N, F] where they are of the scorer's own tower. Equal ones are embedded once:
         only then are their similarities equal to the last bit."""
-        if features is not None:
-            unique, row = np.unique(features, axis=0, return_inverse=True)
-            embedded = self.scorer.project_features(torch.from_numpy(unique.astype(np.float32)))
-            self.images = embedded[torch.from_numpy(row.ravel())]
+        digests = [
+            hashlib.sha256(one).digest() for one in (images if features is None else np.ascontiguousarray(features))
+        ]
+        first: dict[bytes, int] = {}
+        for place, digest in enumerate(digests):
+            first.setdefault(digest, place)
+        own = list(first.values())
+        if features is None:
+            embedded = self.scorer.embed_images([images[place] for place in own])
         else:
-            first: dict[bytes, int] = {}
-            row = [first.setdefault(hashlib.sha256(image).digest(), len(first)) for image in images]
-            unique = dict(zip(row, images, strict=True))
-            self.images = self.scorer.embed_images(list(unique.values()))[row]
+            embedded = self.scorer.project_features(torch.from_numpy(features[own].astype(np.float32)))
+        row = {digest: number for number, digest in enumerate(first)}
+        self.images = embedded[[row[digest] for digest in digests]]
         self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
 
     def answer(
@@ -146,7 +150,7 @@ class PoolJudge:
         embedded = texts.of([prefix + text for text in first.values()])
         result: dict[str, float | str] = {
             "CLIPScore": clip_score(embedded, images).mean().item(),
-            "truncated": self.scorer.truncated([prefix + text for text in first.values()]).mean().item(),
+            "truncated": texts.truncated[[texts.rows[prefix + text] for text in first.values()]].mean().item(),
             "prefix": prefix,
         }
         referred = [row for row, image_id in enumerate(first) if human.get(image_id)]
@@ -162,7 +166,7 @@ class _Texts:
 
     def __init__(self, scorer, texts: Sequence[str]) -> None:
         unique = list(dict.fromkeys(texts))
-        self.embedded = scorer.embed_texts(unique)
+        self.embedded, self.truncated = scorer.read_texts(unique)
         self.rows = {text: row for row, text in enumerate(unique)}
 
     def of(self, texts: Sequence[str]) -> torch.Tensor:
