@@ -144,7 +144,7 @@ def test_two_workers_learn_what_one_does(
             reward=reward,
             loss_type="grpo",
             kl_weight=0.1,
-            learning_rate=0.03,  # small steps: large ones make another policy of what rounding left
+            learning_rate=0.01,  # small steps: large ones make another policy of what rounding left
             max_grad_norm=1e9,
             drift_bound=1e-5,
             save_every=100,
@@ -166,14 +166,16 @@ def test_two_workers_learn_what_one_does(
         assert len(gradients) == STEPS
         assert distance(alone[0][0], gradients[0]) <= 1e-5  # of the same weights
         assert distance(alone[1], weights) <= 1e-6
-    assert distance(alone[1], start) > 1e-3  # they did move
+    assert distance(alone[1], start) > 1e-4  # they did move
     assert all(torch.equal(first[1][name], second[1][name]) for name in start)  # and together
     rows = [[row for row in log if "reward" in row] for _, _, log in (alone, first)]
     for one, two in zip(*rows, strict=True):
         for name in ("captions", "bag_size", "completions/max_length", "completions/clipped_ratio"):
             assert one[name] == two[name]
-        for name in ("reward", "rewards/cider/std", "rank", "kl", "grad_norm", "completions/mean_length"):
+        for name in ("reward", "rewards/cider/std", "rank", "grad_norm", "completions/mean_length"):
             assert one[name] == pytest.approx(two[name], rel=1e-3)
+        # TRL's mean over micro-batches, whose tokens weigh the more the fewer they are.
+        assert one["kl"] == pytest.approx(two["kl"], rel=0.1, abs=1e-6)
         assert two["captions"] == 20 and 0 < two["drift/mean"] <= two["drift/max"] < 1e-4
 
 
