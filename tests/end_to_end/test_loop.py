@@ -20,7 +20,18 @@ from finecap_ray.training.metrics_file import read_metrics
 pytestmark = pytest.mark.timeout(900)  # the fixture is the whole job: 2 minutes on 2 quiet cores, more on busy ones
 
 PER_SPLIT = {"train": 60, "dev_seen": 10, "dev_unseen": 10, "test_seen": 20, "test_unseen": 20}
-STAGES = ["features", "scorer", "judge", "mle", "bags/train", "bags/test_seen", "bags/test_unseen", "rl", "evaluation"]
+STAGES = [
+    "features",
+    "embeddings/images",
+    "scorer",
+    "judge",
+    "mle",
+    "bags/train",
+    "bags/test_seen",
+    "bags/test_unseen",
+    "rl",
+    "evaluation",
+]
 STEPS = 4
 
 
