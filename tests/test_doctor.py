@@ -1,24 +1,9 @@
-"""The doctor finds this environment healthy, and names what is wrong with another."""
+"""The doctor names what is wrong; that it finds this environment healthy is shown by its command, in test_cli.py."""
 
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from finecap_ray.config import ResourceSettings
-from finecap_ray.doctor import Check, check_disk, diagnose, enough, parity_check, version_check
-
-
-def test_this_environment_is_healthy():
-    checks = diagnose(ResourceSettings(num_cpus=1, object_store_mb=80))
-    names = [check.name for check in checks]
-    assert names[:5] == ["python", "torch", "transformers", "trl", "ray"] and names[-3:] == [
-        "torchvision",
-        "ray actor",
-        "sampler",
-    ]
-    assert any(name.startswith("vllm") for name in names)
-    # The machine under the tests may be small; the software has to be right.
-    software = [check for check in checks if check.name not in ("memory", "free disk", "cores and GPUs")]
-    assert all(check.ok for check in software), software
+from finecap_ray.doctor import Check, check_disk, enough, parity_check, version_check
 
 
 @pytest.mark.parametrize(
