@@ -146,6 +146,12 @@ def vectors(lists: pa.ListArray) -> np.ndarray:
     return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
 
 
+def float16_lists(matrix: np.ndarray) -> pa.ListArray:
+    """The rows of a matrix as lists: what `vectors` takes back."""
+    offsets = pa.array(np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(matrix.astype(np.float16).ravel(), pa.float16()))
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     image_id: str

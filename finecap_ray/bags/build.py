@@ -24,7 +24,7 @@ from finecap_ray.bags.source import BagSource
 from finecap_ray.bags.truematch import bag_rows, read_truematch
 from finecap_ray.config import BagSettings
 from finecap_ray.errors import DataError, MismatchError
-from finecap_ray.records import BAG_IMAGE_TYPE, BAG_SCHEMA
+from finecap_ray.records import BAG_IMAGE_TYPE, BAG_SCHEMA, float16_lists
 
 MANIFEST_FILE = "manifest.json"
 IMAGES_PER_PART = 8192
@@ -163,8 +163,10 @@ def _table(source: BagSource, bags: list[tuple[int, ...]], similarity: np.ndarra
             pa.array([source.image_ids[row] for row in rows], pa.string()),
             pa.array([source.images[row] for row in rows], pa.binary()),
             pa.array([source.captions[row] for row in rows], pa.list_(pa.string())),
-            _lists(source.embeddings[rows].astype(np.float16)),
-            pa.nulls(len(rows), pa.list_(pa.float16())) if source.features is None else _lists(source.features[rows]),
+            float16_lists(source.embeddings[rows]),
+            pa.nulls(len(rows), pa.list_(pa.float16()))
+            if source.features is None
+            else float16_lists(source.features[rows]),
         ],
         fields=list(BAG_IMAGE_TYPE),
     )
@@ -178,11 +180,6 @@ def _table(source: BagSource, bags: list[tuple[int, ...]], similarity: np.ndarra
         ],
         schema=BAG_SCHEMA,
     )
-
-
-def _lists(vectors: np.ndarray) -> pa.ListArray:
-    offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(vectors).ravel(), pa.float16()))
 
 
 def _write(table: pa.Table, path: Path, rows_per_group: int) -> None:

@@ -18,8 +18,8 @@ from jaxtyping import Float, Float16
 
 from finecap_ray.bags.conditional import without_words
 from finecap_ray.config import BagSettings, ResourceSettings
-from finecap_ray.records import vectors
-from finecap_ray.scorers.embed import FeatureSet, over_pages, page_file, write_page
+from finecap_ray.records import float16_lists, vectors
+from finecap_ray.scorers.embed import FeatureSet, PageActor, over_pages, page_file, write_page
 from finecap_ray.sources.examples import ExampleSet
 
 _FOLDER = "embeddings"
@@ -40,8 +40,8 @@ def compared_captions(bags: BagSettings) -> str | None:
     return _WHOLE if bags.compare == "image_and_captions" else None
 
 
-class EmbeddingActor:
-    """Ray Data batch: the number of a page -> whether it computed it; unit-norm float16 embeddings go to disk."""
+class EmbeddingActor(PageActor):
+    """Unit-norm float16 embeddings of a page, on disk."""
 
     def __init__(
         self, scorer: str, examples: ExampleSet, features: FeatureSet, captions: str | None, threads: int, out: Path
@@ -52,23 +52,21 @@ class EmbeddingActor:
         self.scorer, self.examples, self.features = load_scorer(scorer), examples, features
         self.captions, self.folder = captions, out / _FOLDER
 
-    def __call__(self, pages: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"computed": np.array([self._embed(int(page)) for page in pages["page"]])}
-
-    def _embed(self, page: int) -> bool:
+    def compute(self, page: int) -> bool:
         path = self.folder / page_file(page)
         if path.is_file():
             return False
-        examples, features = examples_of_page(self.examples, self.features, page)
+        own_tower = self.scorer.tower_digest == self.features.tower_digest
+        examples, features = examples_of_page(self.examples, self.features, page, pictures=not own_tower)
         captions = pa.nulls(len(examples), _SCHEMA.field("captions").type)
         if not len(examples):
             images = captions
-        elif self.scorer.tower_digest == self.features.tower_digest:
-            images = _lists(self.scorer.project_features(torch.from_numpy(features.astype(np.float32))).numpy())
+        elif own_tower:
+            images = float16_lists(self.scorer.project_features(torch.from_numpy(features.astype(np.float32))).numpy())
         else:
-            images = _lists(self.scorer.embed_images(examples["image"].to_pylist()).numpy())
+            images = float16_lists(self.scorer.embed_images(examples["image"].to_pylist()).numpy())
         if self.captions is not None and len(examples):
-            captions = _lists(self._mean_captions(examples["captions"].to_pylist()))
+            captions = float16_lists(self._mean_captions(examples["captions"].to_pylist()))
         made = pa.table([examples["image_id"].combine_chunks(), images, captions], schema=_SCHEMA)
         write_page(path, made, {"name": self.scorer.name, "digest": self.scorer.digest})
         return True
@@ -98,8 +96,7 @@ def embed_by_scorer(
     """
     (out / _FOLDER).mkdir(parents=True, exist_ok=True)
     arguments = (scorer, examples, features, captions, resources.threads, out)
-    answers = over_pages(range(len(features)), EmbeddingActor, arguments, resources)
-    return sum(int(answer["computed"].sum()) for answer in answers)
+    return over_pages(range(len(features)), EmbeddingActor, arguments, resources)
 
 
 class EmbeddingSet:
@@ -131,16 +128,12 @@ class EmbeddingSet:
 
 
 def examples_of_page(
-    examples: ExampleSet, features: FeatureSet, page: int, split: str | None = None
+    examples: ExampleSet, features: FeatureSet, page: int, split: str | None = None, pictures: bool = True
 ) -> tuple[pa.Table, Float16[np.ndarray, "n F"]]:
     """The examples of a page (of a split) that have features, and these."""
-    table = examples.page(page * features.rows_per_page, features.rows_per_page)
+    table = examples.page(page * features.rows_per_page, features.rows_per_page, pictures)
     ids, matrix = features.page(page)
     row = {image_id: number for number, image_id in enumerate(ids)}
     pairs = zip(table["image_id"].to_pylist(), table["split"].to_pylist(), strict=True)
     table = table.filter(pa.array([split in (None, name) and image_id in row for image_id, name in pairs]))
     return table, matrix[[row[image_id] for image_id in table["image_id"].to_pylist()]]
-
-
-def _lists(matrix: Float[np.ndarray, "n D"]) -> pa.Array:
-    return pa.array(list(matrix.astype(np.float16)), pa.list_(pa.float16()))

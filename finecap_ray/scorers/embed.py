@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,22 @@ _MADE_OF, _DIGEST, _BAD = b"made_of", b"tower_digest", b"left_out"
 _BLOCKS = 1000  # that Ray Data shares pages out in, at most
 
 
-class TowerActor:
-    """Ray Data batch: numbers of pages -> whether it computed them; their float16 features go to disk, a file for each page."""
+class PageActor:
+    """Ray Data batch: numbers of pages -> whether `compute(page)` had to compute them; what it makes goes to disk."""
+
+    def __call__(self, pages: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"computed": np.array([self.compute(int(page)) for page in pages["page"]])}
+
+
+class TowerActor(PageActor):
+    """Float16 features of a page, on disk."""
 
     def __init__(self, examples: ExampleSet, settings: TowerSettings, threads: int, folder: str) -> None:
         torch.set_num_threads(threads)
         self.tower = load_tower(settings)
         self.examples, self.settings, self.folder = examples, settings, Path(folder)
 
-    def __call__(self, pages: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"computed": np.array([self._embed(int(page)) for page in pages["page"]])}
-
-    def _embed(self, page: int) -> bool:
+    def compute(self, page: int) -> bool:
         size, file = self.settings.rows_per_file, page_file(page)
         examples = self.examples.page(page * size, size)
         made_of = _fingerprint(self.settings, examples)
@@ -129,8 +133,7 @@ def embed_examples(
     folder = out / FEATURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     pages = -(-len(examples) // tower.rows_per_file)
-    answers = over_pages(range(pages), TowerActor, (examples, tower, resources.threads, str(folder)), resources)
-    computed = sum(int(answer["computed"].sum()) for answer in answers)
+    computed = over_pages(range(pages), TowerActor, (examples, tower, resources.threads, str(folder)), resources)
     files = [page_file(page) for page in range(pages)]
     for stranger in {path.name for path in folder.iterdir()} - set(files):
         (folder / stranger).unlink()  # of a job that was killed while it wrote, or of more examples
@@ -138,10 +141,8 @@ def embed_examples(
     return computed
 
 
-def over_pages(
-    pages: Sequence[int], actor: type, arguments: tuple, resources: ResourceSettings
-) -> Iterator[dict[str, np.ndarray]]:
-    """A Ray Data pool of actors that grows with the work, over pages of examples: what they answer, in any order."""
+def over_pages(pages: Sequence[int], actor: type[PageActor], arguments: tuple, resources: ResourceSettings) -> int:
+    """A Ray Data pool of actors that grows with the work, over pages of examples: how many they had to compute."""
     dataset = ray.data.from_items([{"page": page} for page in pages], override_num_blocks=min(len(pages), _BLOCKS))
     answers = dataset.map_batches(
         actor,
@@ -151,7 +152,7 @@ def over_pages(
         num_cpus=1,
         num_gpus=1 if resources.use_gpu else 0,
     )
-    return iter(answers.iter_batches(batch_size=None))
+    return sum(int(batch["computed"].sum()) for batch in answers.iter_batches(batch_size=None))
 
 
 def page_file(page: int) -> str:

@@ -67,9 +67,9 @@ class ExampleSet:
     def splits(self) -> list[str]:
         return sorted(pc.unique(self.labels["split"]).to_pylist())
 
-    def page(self, start: int, rows: int) -> pa.Table:
-        """The examples `start` to `start + rows` (or the end), with their pictures. Raises DataError where one has gaps."""
-        return self._table(start, rows, EXAMPLE_SCHEMA.names)
+    def page(self, start: int, rows: int, pictures: bool = True) -> pa.Table:
+        """The examples `start` to `start + rows` (or the end). Raises DataError where one has gaps."""
+        return self._table(start, rows, EXAMPLE_SCHEMA.names if pictures else _LABELS)
 
     @cached_property
     def digest(self) -> str:
