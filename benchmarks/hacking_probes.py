@@ -2,9 +2,9 @@
 
     python benchmarks/hacking_probes.py --cache FOLDER [--preset rloo]
 
-FOLDER is that of benchmarks/human_ceiling.py, which trains the reward scorer and keeps it there with the features; this reads
-both. Each of the five captions of a photo is scored in its mined bag of 5 with the other four as references, and so are the
-probes made of it. Needs ../shared/data/flickr8k.parquet. Writes benchmarks/results/hacking_probes.json and .md.
+FOLDER is that of benchmarks/human_ceiling.py: what of features and reward scorer isn't there yet is made. Each of the five
+captions of a photo is scored in its mined bag of 5 with the other four as references, and so are the probes made of it. Needs
+../shared/data/flickr8k.parquet. Writes benchmarks/results/hacking_probes.json and .md.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from human_ceiling import DATA, RESULTS, TOWER, photo_features, photo_scorer
 
 from finecap_ray.bags.mining import mine_bags
 from finecap_ray.config import RewardSettings, load_settings
 from finecap_ray.evaluation.probes import probe_gains
 from finecap_ray.rewards.combine import PENALTIES, build_components, component_weights
 from finecap_ray.rewards.component import RewardRequest
-from finecap_ray.scorers.scorer import Scorer, load_scorer
+from finecap_ray.scorers.scorer import Scorer
+from finecap_ray.scorers.tower import load_tower
 
-RESULTS = Path(__file__).parent / "results"
-DATA = Path(__file__).parents[2] / "shared" / "data"
 BAG_SIZE = 5
 CAPTIONS_PER_PHOTO = 5
 
@@ -37,21 +37,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = pq.read_table(DATA / "flickr8k.parquet", columns=["image_id", "captions", "split"]).to_pylist()
-    scorer = load_scorer(Path(arguments.cache) / "reward_scorer")
+    rows, cache, tower = pq.read_table(DATA / "flickr8k.parquet").to_pylist(), Path(arguments.cache), load_tower(TOWER)
+    features = photo_features(rows, tower, cache)
+    scorer = photo_scorer("reward scorer", rows, features, tower, cache)
     reward = load_settings(arguments.preset).rl.reward
-    result = measure(rows, features_of(rows, Path(arguments.cache)), scorer, reward)
+    result = measure(rows, features, scorer, reward)
     result |= {"preset": arguments.preset, "reward": reward.model_dump(), "scorer": scorer.digest}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "hacking_probes.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (RESULTS / "hacking_probes.md").write_text(_markdown(result), encoding="utf-8")
     print(_markdown(result))
-
-
-def features_of(rows: list[dict], cache: Path) -> torch.Tensor:
-    saved = np.load(cache / "features.npz")
-    assert list(saved["ids"]) == [row["image_id"] for row in rows], f"{cache} holds the features of other photos"
-    return torch.from_numpy(saved["features"].astype(np.float32))
 
 
 def measure(rows: list[dict], features: torch.Tensor, scorer: Scorer, reward: RewardSettings) -> dict:

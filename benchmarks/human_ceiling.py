@@ -47,8 +47,8 @@ def main() -> None:
     cache = Path(arguments.cache)
     rows = pq.read_table(DATA / "flickr8k.parquet").to_pylist()
     tower = load_tower(TOWER)
-    features = _features(rows, tower, cache)
-    scorers = {name: _scorer(name, rows, features, tower, cache) for name in SCORERS}
+    features = photo_features(rows, tower, cache)
+    scorers = {name: photo_scorer(name, rows, features, tower, cache) for name in SCORERS}
 
     dev = [row for row, own in enumerate(rows) if own["split"] == "dev"]
     ids = [rows[row]["image_id"] for row in dev]
@@ -86,7 +86,7 @@ def main() -> None:
     print(_markdown(result))
 
 
-def _features(rows: list[dict], tower: FrozenTower, cache: Path) -> torch.Tensor:
+def photo_features(rows: list[dict], tower: FrozenTower, cache: Path) -> torch.Tensor:
     file = cache / f"features-{tower.digest}.npz"
     if not file.is_file():
         images = [row["image"] for row in rows]
@@ -98,7 +98,7 @@ def _features(rows: list[dict], tower: FrozenTower, cache: Path) -> torch.Tensor
     return torch.from_numpy(saved["features"].astype(np.float32))
 
 
-def _scorer(name: str, rows: list[dict], features: torch.Tensor, tower: FrozenTower, cache: Path) -> Scorer:
+def photo_scorer(name: str, rows: list[dict], features: torch.Tensor, tower: FrozenTower, cache: Path) -> Scorer:
     folder, settings = cache / name.replace(" ", "_"), SCORERS[name]
     if not (folder / FACTS_FILE).is_file():
         train = sorted(
