@@ -94,10 +94,10 @@ def test_the_weights_with_the_best_dev_cider_are_the_result(tmp_path):
     run_mle(mle_trainer(own), own)
     seen = [row["eval_CIDEr"] for row in read_metrics(tmp_path / "then" / "mle" / METRICS_FILE) if "eval_CIDEr" in row]
     assert len(seen) == 7 and max(seen) > seen[-1]
+    assert not (tmp_path / "then" / "mle" / "checkpoints").exists()
     again = mle_trainer(own)
     again.model.load_state_dict(weights(own.out))
     assert again.evaluate()["eval_CIDEr"] == pytest.approx(max(seen))
-    assert not (tmp_path / "then" / "mle" / "checkpoints").exists()
 
 
 def test_training_stops_when_patience_ends(tmp_path):
