@@ -1,5 +1,6 @@
 """What is wrong with the models that settings name is said before Ray starts."""
 
+import os
 import subprocess
 import sys
 
@@ -49,7 +50,7 @@ def test_without_a_hub_a_name_is_refused_before_ray_starts(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=200,
