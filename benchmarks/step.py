@@ -242,7 +242,9 @@ def make_ndlb(scorer: str, captioner: str, bags: str) -> None:
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_TOKEN)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **special)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    clipcap = ClipCapConfig(decoder, feature_dim=WIDTH, prefix_length=10, mapper_width=3840, feature_tower="random")
+    clipcap = ClipCapConfig(
+        decoder, feature_dim=WIDTH, prefix_length=10, mapper="mlp", mapper_width=3840, feature_tower="random"
+    )
     ClipCapForConditionalGeneration(clipcap).save_pretrained(captioner)
     ClipCapProcessor(tokenizer, prefix_length=10).save_pretrained(captioner)
 

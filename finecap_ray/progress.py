@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ class Narrator:
         self.console.print(f"[bold]{result.name:<18}[/bold] {how} {result.seconds:6.1f} s", highlight=False)
 
     @contextmanager
-    def steps(self, metrics: Path, total: int) -> Iterator[None]:
-        """While inside, prints each row that is appended to a metrics file."""
+    def steps(self, metrics: Path, total: int, line: Callable[[dict[str, Any]], str | None]) -> Iterator[None]:
+        """While inside, moves a bar by the rows that are appended to a metrics file, and prints what `line` makes of each."""
         from finecap_ray.training.metrics_file import read_metrics
 
         seen = len(read_metrics(metrics))
@@ -46,9 +46,10 @@ class Narrator:
                     last_look = stop.wait(_POLL_S)
                     rows = read_metrics(metrics)
                     for row in rows[seen:]:
-                        if "reward" in row:
-                            progress.console.print(step_line(row), highlight=False)
-                            progress.update(task, completed=row["step"])
+                        text = line(row)
+                        if text is not None:
+                            progress.console.print(text, highlight=False)
+                        progress.update(task, completed=row["step"])
                     seen = len(rows)
                     if last_look:
                         return
@@ -62,8 +63,20 @@ class Narrator:
                 thread.join()
 
 
-def step_line(row: dict[str, Any]) -> str:
+def mle_line(row: dict[str, Any]) -> str | None:
+    """An evaluation of MLE; the rows between are told by the bar."""
+    if "eval_CIDEr" not in row:
+        return None
+    return (
+        f"step {row['step']:5.0f}  epoch {row['epoch']:5.2f}  dev CIDEr {row['eval_CIDEr']:5.3f}  Bleu_4 {row['eval_Bleu_4']:5.3f}  "
+        f"{row['eval_mean_length']:4.1f} words  {row['eval_seconds']:5.1f} s"
+    )
+
+
+def step_line(row: dict[str, Any]) -> str | None:
     """One RL step: reward, R@1 in the bag by the reward scorer, drift in nats per token, seconds."""
+    if "reward" not in row:
+        return None
     cider = f"  CIDEr {10 * row['rewards/cider/mean']:5.2f}" if "rewards/cider/mean" in row else ""
     kl = f"  KL {row['kl']:6.4f}" if "kl" in row else ""
     return (

@@ -138,7 +138,15 @@ def captioner_folder(emoji, tower, tmp_path_factory):
     from finecap_ray.captioners.build import build_clipcap
 
     settings = CaptionerSettings(
-        prefix_length=2, mapper_width=32, width=32, layers=2, heads=1, vocabulary=400, max_tokens=MAX_TOKENS, dropout=0
+        prefix_length=2,
+        mapper="mlp",
+        mapper_width=32,
+        width=32,
+        layers=2,
+        heads=1,
+        vocabulary=400,
+        max_tokens=MAX_TOKENS,
+        dropout=0,
     )
     captions = [text for own in emoji.captions for text in own]
     model, processor = build_clipcap(settings, captions, tower.width, tower.digest, 0.0, seed=0)

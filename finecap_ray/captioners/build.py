@@ -1,36 +1,15 @@
-"""A new ClipCap: a byte-pair vocabulary trained on the captions at hand and a GPT-2-like decoder from scratch."""
+"""A new ClipCap: a mapper with fresh weights before a decoder from scratch, or before a pretrained one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig
 
 from finecap_ray.captioners.clipcap import IMAGE_TOKEN, ClipCapConfig, ClipCapForConditionalGeneration, ClipCapProcessor
+from finecap_ray.captioners.decoders import SCRATCH, load_decoder, scratch_config, train_tokenizer
 from finecap_ray.config import CaptionerSettings
-
-END_TOKEN = "<|endoftext|>"
-
-
-def train_tokenizer(captions: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over `captions`. The image token is added last: its id is the size of the decoder's vocabulary."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END_TOKEN],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(captions, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=END_TOKEN, eos_token=END_TOKEN, pad_token=END_TOKEN
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    return tokenizer
 
 
 def build_clipcap(
@@ -41,30 +20,40 @@ def build_clipcap(
     feature_dropout: float,
     seed: int,
 ) -> tuple[ClipCapForConditionalGeneration, ClipCapProcessor]:
-    """A ClipCap with fresh weights. `feature_tower` is the digest of the tower that makes features of `feature_dim` numbers."""
-    tokenizer = train_tokenizer(captions, settings.vocabulary)
-    end = tokenizer.eos_token_id
-    decoder = GPT2Config(
-        vocab_size=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        n_embd=settings.width,
-        n_layer=settings.layers,
-        n_head=settings.heads,
-        n_positions=settings.prefix_length + settings.max_tokens,
-        activation_function="gelu_pytorch_tanh",  # equal to GPT-2's gelu_new, and one kernel instead of seven on CPU
-        resid_pdrop=settings.dropout,
-        embd_pdrop=settings.dropout,
-        attn_pdrop=settings.dropout,
-        bos_token_id=end,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
+    """`feature_tower` is the digest of the tower that makes features of `feature_dim` numbers; `captions` are for a vocabulary.
+
+    Raises what `load_decoder` does for a decoder that isn't there or doesn't fit.
+    """
+    pretrained = None
+    if settings.decoder == SCRATCH:
+        tokenizer = train_tokenizer(captions, settings.vocabulary)
+        decoder = scratch_config(settings, len(tokenizer), tokenizer.eos_token_id)
+    else:
+        pretrained, tokenizer = load_decoder(settings.decoder, settings.prefix_length + settings.max_tokens)
+        decoder = _plain(pretrained.config)
+    # Added last: its id is the size of the decoder's vocabulary.
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     config = ClipCapConfig(
         text_config=decoder,
         feature_dim=feature_dim,
         prefix_length=settings.prefix_length,
+        mapper=settings.mapper,
         mapper_width=settings.mapper_width,
+        mapper_layers=settings.mapper_layers,
         feature_dropout=feature_dropout,
         feature_tower=feature_tower,
     )
     torch.manual_seed(seed)
-    return ClipCapForConditionalGeneration(config), ClipCapProcessor(tokenizer, prefix_length=settings.prefix_length)
+    model = ClipCapForConditionalGeneration(config)
+    if pretrained is not None:
+        model.model.language_model.load_state_dict(pretrained.base_model.state_dict())
+        model.lm_head.weight.data.copy_(pretrained.get_output_embeddings().weight)
+    return model, ClipCapProcessor(tokenizer, prefix_length=settings.prefix_length)
+
+
+def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Without what says how its weights were stored."""
+    tree = config.to_dict()
+    for name in ("quantization_config", "_name_or_path", "architectures"):
+        tree.pop(name, None)
+    return type(config)(**tree)

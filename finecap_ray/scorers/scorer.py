@@ -97,14 +97,14 @@ def _lengths(tokens: Tensor) -> Tensor:
     return (tokens != 0).sum(dim=1)
 
 
-def load_scorer(spec: str | Path) -> Scorer:
-    """`NAME/TAG` of open_clip (fetched from a hub where it isn't cached), or a folder written by `save_scorer`.
-
-    Raises DataError where neither exists, UnsupportedError when the weights can't be had on this machine.
-    """
+def check_scorer(spec: str | Path) -> None:
+    """Raises DataError where there is no such scorer. Reads no weights."""
     folder = Path(spec)
     if folder.is_dir():
-        return _load_folder(folder)
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / file).is_file():
+                raise DataError(f"{folder} isn't a scorer: {file} is missing")
+        return
     name, _, tag = str(spec).partition("/")
     if not tag or name not in open_clip.list_models():
         raise DataError(
@@ -114,6 +114,17 @@ def load_scorer(spec: str | Path) -> Scorer:
         raise DataError(
             f"open_clip has no weights {tag!r} of {name}; it has {', '.join(open_clip.list_pretrained_tags_by_model(name))}"
         )
+
+
+def load_scorer(spec: str | Path) -> Scorer:
+    """`NAME/TAG` of open_clip (fetched from a hub where it isn't cached), or a folder written by `save_scorer`.
+
+    Raises DataError where neither exists, UnsupportedError when the weights can't be had on this machine.
+    """
+    check_scorer(spec)
+    if Path(spec).is_dir():
+        return _load_folder(Path(spec))
+    name, _, tag = str(spec).partition("/")
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=tag)
     except (OSError, RuntimeError) as error:
@@ -138,9 +149,6 @@ def save_scorer(
 
 
 def _load_folder(folder: Path) -> Scorer:
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise DataError(f"{folder} isn't a scorer: {file} is missing")
     try:
         return _read_folder(folder)
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from finecap_ray.config import TowerSettings
 from finecap_ray.errors import ConfigError, DataError
+from finecap_ray.hub import check_hub
 from finecap_ray.scorers.digest import weight_digest
 from finecap_ray.scorers.levels import LEVELS_SUFFIX, LevelPooled
 from finecap_ray.scorers.packages import efficientnet_lite0
@@ -52,22 +53,34 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_tower(settings: TowerSettings) -> FrozenTower:
-    """Raises ConfigError for an unknown timm name or weights that don't exist."""
-    if settings.weights == "package":
-        if settings.model.removesuffix(LEVELS_SUFFIX) != "tf_efficientnet_lite0":
+def check_tower(settings: TowerSettings) -> None:
+    """Raises ConfigError for an unknown timm name or weights that don't exist, UnsupportedError where a hub is needed and absent."""
+    name, weights = settings.model, settings.weights
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name[:8]}*")[:5]
+        raise ConfigError(f"tower.model: timm knows no model {name!r}; near are {near}")
+    if weights == "package":
+        if name.removesuffix(LEVELS_SUFFIX) != "tf_efficientnet_lite0":
             raise ConfigError(
-                f"tower.weights=package holds tf_efficientnet_lite0 only; give a timm tag or a file for {settings.model}"
+                f"tower.weights=package holds tf_efficientnet_lite0 only; give a timm tag or a file for {name}"
             )
+    elif weights.endswith(".safetensors"):
+        if not Path(weights).is_file():
+            raise ConfigError(f"tower.weights: no file {weights}")
+    else:
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+        if weights not in tags:
+            raise ConfigError(f"tower.weights: timm has no {weights!r} of {name}; it has {', '.join(tags) or 'none'}")
+        check_hub(timm.models.get_pretrained_cfg(f"{name}.{weights}").hf_hub_id, "tower.weights")
+
+
+def load_tower(settings: TowerSettings) -> FrozenTower:
+    """Raises what `check_tower` does."""
+    check_tower(settings)
+    if settings.weights == "package":
         pooled = efficientnet_lite0()
         model = LevelPooled(pooled) if settings.model.endswith(LEVELS_SUFFIX) else pooled
-        return FrozenTower(settings.model, model, settings.image_size)
-    if not timm.is_model(settings.model):
-        near = timm.list_models(f"*{settings.model[:8]}*")[:5]
-        raise ConfigError(f"timm knows no model {settings.model!r}; near are {near}")
-    if settings.weights.endswith(".safetensors"):
-        if not Path(settings.weights).is_file():
-            raise ConfigError(f"tower.weights: no file {settings.weights}")
+    elif settings.weights.endswith(".safetensors"):
         model = timm.create_model(settings.model, pretrained=False, num_classes=0)
         model.load_state_dict(load_file(settings.weights))
     else:

@@ -76,6 +76,11 @@ def describe_rl(rl: RlSettings, bag_counts: Mapping[int, int]) -> str:
     return "\n".join(lines)
 
 
+def mle_steps(mle: MleSettings, captions: int) -> int:
+    """Optimizer steps of a whole MLE on that many captions."""
+    return mle.epochs * -(-captions // (mle.batch_size * mle.num_workers))
+
+
 def describe_mle(mle: MleSettings) -> str:
     return (
         f"{mle.batch_size} captions per worker x {_count(mle.num_workers, 'worker')} = "

@@ -49,7 +49,15 @@ def settings(tmp_path_factory):
             "tower": {"image_size": 64},
             "scorer": small | {"text": "scratch"},
             "judge": small,
-            "captioner": {"width": 32, "layers": 1, "heads": 1, "mapper_width": 32, "vocabulary": 400, "max_tokens": 8},
+            "captioner": {
+                "width": 32,
+                "layers": 1,
+                "heads": 1,
+                "mapper": "mlp",
+                "mapper_width": 32,
+                "vocabulary": 400,
+                "max_tokens": 8,
+            },
             "mle": {"epochs": 2},
             "bags": {"sizes": [2, 3]},
             "rl": {

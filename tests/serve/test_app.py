@@ -32,7 +32,14 @@ def images():
 def checkpoint(tmp_path_factory):
     tower = load_tower(TowerSettings())
     settings = CaptionerSettings(
-        prefix_length=2, mapper_width=32, width=32, layers=1, heads=1, vocabulary=300, max_tokens=MAX_TOKENS
+        prefix_length=2,
+        mapper="mlp",
+        mapper_width=32,
+        width=32,
+        layers=1,
+        heads=1,
+        vocabulary=300,
+        max_tokens=MAX_TOKENS,
     )
     model, processor = build_clipcap(settings, ["a red apple", "a green pear"], tower.width, tower.digest, 0.0, seed=0)
     folder = tmp_path_factory.mktemp("run") / "captioner"

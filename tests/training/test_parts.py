@@ -139,7 +139,7 @@ def test_the_kl_term_is_zero_at_the_start_and_grows_with_the_adapters(train_alon
 def test_ndlb_s_language_side_has_as_many_numbers_as_the_paper_s_release():
     """37,367,040 in all; of these LoRA on CLIP's vision tower is 12 x 32 x (768 + 2304 + 2 (768 + 3072)) = 4,128,768."""
     decoder = GPT2Config(vocab_size=50_257)
-    config = ClipCapConfig(text_config=decoder, feature_dim=512, prefix_length=10, mapper_width=3840)
+    config = ClipCapConfig(text_config=decoder, feature_dim=512, prefix_length=10, mapper="mlp", mapper_width=3840)
     with torch.device("meta"):
         model = ClipCapForConditionalGeneration(config)
         set_trainable(model, TrainableSettings(decoder="lora"), seed=0)

