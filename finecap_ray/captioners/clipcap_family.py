@@ -32,10 +32,12 @@ class ClipCapFamily:
         self._positions = config.text_config.max_position_embeddings
         self._prompt = tuple(processor.prompt_token_ids())
 
-    def part_of(self, name: str) -> Part:
+    @staticmethod
+    def part_of(name: str) -> Part:
         return "mapper" if name.startswith(_MAPPER) else "decoder"
 
-    def module(self, model: PreTrainedModel, part: Part) -> torch.nn.Module | None:
+    @staticmethod
+    def module(model: PreTrainedModel, part: Part) -> torch.nn.Module | None:
         return {"decoder": model.model.language_model, "mapper": model.model.mapper}.get(part)
 
     def prepare(self, model: PreTrainedModel) -> None:

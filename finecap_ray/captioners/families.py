@@ -33,7 +33,9 @@ def family_class(model_type: str) -> type:
     """Raises UnsupportedError, with the reason, for a model type that trainer and sampler don't both run."""
     if model_type not in FAMILIES:
         reason = REFUSED.get(model_type, "nobody has shown that trainer and sampler agree on it")
-        raise UnsupportedError(f"captioners of type {model_type} are not supported ({reason}); supported: {', '.join(FAMILIES)}")
+        raise UnsupportedError(
+            f"captioners of type {model_type} are not supported ({reason}); supported: {', '.join(FAMILIES)}"
+        )
     if model_type == "smolvlm" and find_spec("num2words") is None:
         raise UnsupportedError("SmolVLM's processor needs the package num2words: install it (`pip install num2words`)")
     return FAMILIES[model_type]

@@ -41,15 +41,19 @@ class Family(Protocol):
     reads: ImageInput  # the column of a bag that it takes its images from
     processor: ProcessorMixin
     image_token_id: int  # a prompt holds as many of these as its image has
-    banned_token_ids: tuple[int, ...]  # they have a row in the output layer, and are never emitted, by trainer or sampler
+    banned_token_ids: tuple[
+        int, ...
+    ]  # they have a row in the output layer, and are never emitted, by trainer or sampler
     end_token_ids: tuple[int, ...]
     longest_caption: int  # tokens, end token included
     whole_images: bool  # an image costs more than its captions: no micro-batch is cut through one
 
-    def part_of(self, name: str) -> Part:
+    @classmethod
+    def part_of(cls, name: str) -> Part:
         """The part that a parameter of the model belongs to."""
 
-    def module(self, model: PreTrainedModel, part: Part) -> torch.nn.Module | None:
+    @staticmethod
+    def module(model: PreTrainedModel, part: Part) -> torch.nn.Module | None:
         """The module whose matrices may get the adapters of a part; None where there is no such part."""
 
     # --- the model that trains

@@ -21,16 +21,23 @@ class Idefics(Vlm):
         "vision": ("model.vision_model.",),
     }
 
-    def module(self, model: PreTrainedModel, part: Part) -> torch.nn.Module | None:
+    @staticmethod
+    def module(model: PreTrainedModel, part: Part) -> torch.nn.Module | None:
         return {"decoder": model.model.text_model, "vision": model.model.vision_model}.get(part)
 
     def placeholders(self) -> tuple[int | str | None, ...]:
-        return self.image_token_id, "<fake_token_around_image>", getattr(self.processor, "global_image_token", "<global-img>")
+        return (
+            self.image_token_id,
+            "<fake_token_around_image>",
+            getattr(self.processor, "global_image_token", "<global-img>"),
+        )
 
     def collate(self, images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """pixel_values [n, tiles, 3, H, W], pixel_attention_mask [n, tiles, H, W]; the model leaves out tiles of zeros."""
         tiles = max(one["pixel_values"].shape[1] for one in images)
-        pixels = [pad(one["pixel_values"], (0, 0, 0, 0, 0, 0, 0, tiles - one["pixel_values"].shape[1])) for one in images]
+        pixels = [
+            pad(one["pixel_values"], (0, 0, 0, 0, 0, 0, 0, tiles - one["pixel_values"].shape[1])) for one in images
+        ]
         masks = [
             pad(one["pixel_attention_mask"], (0, 0, 0, 0, 0, tiles - one["pixel_values"].shape[1])) for one in images
         ]

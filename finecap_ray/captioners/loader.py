@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from finecap_ray.captioners import clipcap  # noqa: F401 - registers the Auto classes
 from finecap_ray.captioners.families import family_class, family_of
@@ -13,7 +20,9 @@ from finecap_ray.config import CaptionerSettings
 from finecap_ray.errors import DataError, MismatchError, UnsupportedError
 
 
-def load_captioner(spec: str | Path, settings: CaptionerSettings | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_captioner(
+    spec: str | Path, settings: CaptionerSettings | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model (float32, in eval mode) and processor of a folder written by `save_pretrained`, or of a hub name.
 
     `settings` give a start its prompt and image size; what is saved afterwards keeps them. Raises DataError where there is no
@@ -42,7 +51,9 @@ def load_processor(
     except (OSError, ValueError) as error:
         raise _nothing_at(spec, error) from error
     if not isinstance(processor, ProcessorMixin):
-        raise UnsupportedError(f"{spec!s} has a tokenizer and no processor of images: the folder lacks preprocessor_config.json")
+        raise UnsupportedError(
+            f"{spec!s} has a tokenizer and no processor of images: the folder lacks preprocessor_config.json"
+        )
     if issubclass(family, Vlm):
         if settings is not None or not hasattr(config, PROMPT_FIELD):
             setattr(config, PROMPT_FIELD, (settings or CaptionerSettings()).prompt)

@@ -21,7 +21,8 @@ class QwenVl(Vlm):
         "vision": ("model.visual.",),
     }
 
-    def module(self, model: PreTrainedModel, part: Part) -> torch.nn.Module | None:
+    @staticmethod
+    def module(model: PreTrainedModel, part: Part) -> torch.nn.Module | None:
         return {"decoder": model.model.language_model, "vision": model.model.visual}.get(part)
 
     def placeholders(self) -> tuple[int | str | None, ...]:

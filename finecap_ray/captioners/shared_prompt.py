@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
-Positions = Callable[..., Int[Tensor, "..."]]  # (backbone, prompt_ids, prompt_mask, image inputs) -> [n, P] or [3, n, P]
+Positions = Callable[
+    ..., Int[Tensor, "..."]
+]  # (backbone, prompt_ids, prompt_mask, image inputs) -> [n, P] or [3, n, P]
 
 
 def share_prompts(model: PreTrainedModel, positions: Positions) -> None:
@@ -49,13 +51,18 @@ def _shared(
     prompt_ids: Int[Tensor, "n P"],
     prompt_mask: Int[Tensor, "n P"],
     **inputs: Any,
-) -> BaseModelOutputWithPast:
+) -> ModelOutput:
     # What callers of a plain forward say about it doesn't concern these two.
     images = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     places = positions(backbone, prompt_ids, prompt_mask, images)
     images.pop("mm_token_type_ids", None)  # said by the places
     prompts = plain(
-        input_ids=prompt_ids, attention_mask=prompt_mask, position_ids=places, use_cache=True, return_dict=True, **images
+        input_ids=prompt_ids,
+        attention_mask=prompt_mask,
+        position_ids=places,
+        use_cache=True,
+        return_dict=True,
+        **images,
     )
     cache = prompts.past_key_values
     cache.batch_select_indices(image_of_row)
@@ -72,4 +79,5 @@ def _shared(
         return_dict=True,
     )
     last = prompts.last_hidden_state[image_of_row, -1:]
-    return BaseModelOutputWithPast(last_hidden_state=torch.cat([last, texts.last_hidden_state], dim=1))
+    texts.last_hidden_state = torch.cat([last, texts.last_hidden_state], dim=1)
+    return texts

@@ -57,7 +57,7 @@ class Vlm(ABC):
     @abstractmethod
     def positions(
         self, backbone: torch.nn.Module, ids: Int[Tensor, "n P"], mask: Int[Tensor, "n P"], images: Mapping[str, Tensor]
-    ) -> Int[Tensor, "..."]:
+    ) -> Int[Tensor, ...]:
         """Positions of the tokens of prompts: [n, P], or [3, n, P] for a rotary embedding over time, height and width."""
 
     @abstractmethod
@@ -71,11 +71,13 @@ class Vlm(ABC):
 
     # --- Family
 
-    def part_of(self, name: str) -> Part:
-        return next((part for part, starts in self.prefixes.items() if name.startswith(starts)), "decoder")
+    @classmethod
+    def part_of(cls, name: str) -> Part:
+        return next((part for part, starts in cls.prefixes.items() if name.startswith(starts)), "decoder")
 
+    @staticmethod
     @abstractmethod
-    def module(self, model: PreTrainedModel, part: Part) -> torch.nn.Module | None: ...
+    def module(model: PreTrainedModel, part: Part) -> torch.nn.Module | None: ...
 
     def prepare(self, model: PreTrainedModel) -> None:
         ban_tokens(model.get_output_embeddings(), self.banned_token_ids)
@@ -110,7 +112,7 @@ class Vlm(ABC):
         return {name: name for name in model.state_dict() if ".lora_" not in name}
 
     def beside_engine(self, model: PreTrainedModel) -> None:
-        """All of it runs in the engine."""
+        return None  # all of it runs in the engine
 
     def requests(self, images: Sequence[bytes], beside: None, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
         for image in images:
