@@ -284,7 +284,7 @@ def measure_bare(workload: Workload, turns: Any) -> dict[str, Any]:
         features = np.stack([image.features for image in images])
         pixels = torch.from_numpy(features.astype(np.float32)).repeat_interleave(rl.captions_per_image, 0).to(device)
         with torch.inference_mode():
-            prefixes = engine.mapper(torch.from_numpy(features.astype(np.float32))).to(engine.dtype)
+            prefixes = engine.beside(torch.from_numpy(features.astype(np.float32))).to(engine.dtype)
         started = time.perf_counter()
         outputs = engine.llm.generate([{"prompt_embeds": prefix} for prefix in prefixes], plain, use_tqdm=False)
         generated = time.perf_counter()

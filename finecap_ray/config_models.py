@@ -60,7 +60,8 @@ class JudgeSettings(ScorerSettings):
 
 
 class MleSettings(Section):
-    epochs: int = Field(16, ge=1)
+    epochs: int = Field(16, ge=0)
+    """0: RL starts from `captioner.spec` as it is."""
     batch_size: int = Field(128, ge=1)
     """Captions per step and worker; every caption of an image is a row of its own."""
     learning_rate: float = Field(1e-3, gt=0)

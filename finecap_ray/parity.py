@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from finecap_ray.captioners.build import build_clipcap
+from finecap_ray.captioners.clipcap_family import FeatureImages
 from finecap_ray.config import CaptionerSettings, ResourceSettings
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.spec import SamplingSpec
@@ -47,8 +49,9 @@ def measure_parity(resources: ResourceSettings, images: int = 4) -> Parity:
             rollouts = pool.sample(_WEIGHTS_VERSION, names, features, spec, seeds=list(range(images)))
         finally:
             pool.close()
+    read = FeatureImages(torch.from_numpy(features).float(), tuple(processor.prompt_token_ids()))
     drifts = [
-        token_drift(caption_logits(model, features[row // spec.captions_per_image], rollout), rollout, spec.temperature)
+        token_drift(caption_logits(model, read, row // spec.captions_per_image, rollout), rollout, spec.temperature)
         for row, rollout in enumerate(rollouts)
     ]
     return Parity(

@@ -23,10 +23,10 @@ from finecap_ray.bags.embeddings import EmbeddingSet, compared_captions, embed_b
 from finecap_ray.bags.source import bag_source
 from finecap_ray.bags.stream import plan_run
 from finecap_ray.cluster import absolute, connect, work_within
-from finecap_ray.config import ScorerSettings, Settings, dump_settings
+from finecap_ray.config import CaptionerSettings, ScorerSettings, Settings, dump_settings
 from finecap_ray.errors import MismatchError
 from finecap_ray.models import check_models
-from finecap_ray.preflight import check_adapters
+from finecap_ray.preflight import check_captioner
 from finecap_ray.progress import Narrator, mle_line, step_line
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
 from finecap_ray.scorers.embed import FeatureSet, embed_examples
@@ -50,7 +50,7 @@ class Pipeline:
     def __init__(self, settings: Settings, stages: Stages, narrator: Narrator) -> None:
         """Connects to Ray. Raises ConfigError for impossible batch arithmetic, adapters or models, before that."""
         rl_arithmetic(settings.rl, {})
-        check_adapters(settings)
+        check_captioner(settings)
         check_models(settings)
         self.settings, self.stages, self.narrator = settings, stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
@@ -120,6 +120,8 @@ class Pipeline:
                 train_mle(job)
 
         mle = self.settings.mle
+        if mle.epochs == 0:
+            return self._start
         rows = self.rows(TRAIN_SPLIT)
         inputs = {
             "features": self._features.digest,
@@ -128,6 +130,16 @@ class Pipeline:
             "seed": self.settings.seed,
         }
         return self.stages.run("mle", inputs, work)
+
+    @cached_property
+    def _start(self) -> StageResult:
+        """`captioner.spec` as a folder of its own, with its prompt and image size."""
+
+        def work(out: Path) -> None:
+            saving = _save_start.remote(self.settings.captioner, str(out))
+            work_within(saving, self.settings.resources, "the process that loads the captioner", "save it")
+
+        return self.stages.run("mle", {"captioner": self.settings.captioner.model_dump()}, work)
 
     def bags(self, split: str) -> StageResult:
         """The bag set of a split: every size for training, the evaluation's for the others."""
@@ -273,6 +285,14 @@ def _half(rows: list[dict], half: str) -> list[dict]:
 def _by_hash(rows: list[dict]) -> list[dict]:
     """In an order that has nothing to do with what the images show, and is the same whatever other images there are."""
     return sorted(rows, key=lambda row: hashlib.sha256(row["image_id"].encode()).digest())
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _save_start(captioner: CaptionerSettings, out: str) -> None:
+    from finecap_ray.captioners import load_captioner
+
+    for part in load_captioner(captioner.spec, captioner):
+        part.save_pretrained(out)
 
 
 @ray.remote(num_cpus=1, max_retries=0)

@@ -18,13 +18,15 @@ def describe_training(settings: Settings, stage: TrainingStage) -> str:
     """The batch arithmetic of a training stage. Raises ConfigError for one that can't be."""
     if stage == "mle":
         return describe_mle(settings.mle)
-    check_adapters(settings)
+    check_captioner(settings)
     return describe_rl(settings.rl, mined_bags(settings))
 
 
-def check_adapters(settings: Settings) -> None:
-    """Raises ConfigError where LoRA is to go into matrices that the decoder doesn't have."""
-    if settings.rl.trainable.decoder == "lora":  # only then is the decoder's architecture built, which takes seconds
+def check_captioner(settings: Settings) -> None:
+    """Raises DataError, UnsupportedError or MismatchError for a captioner that isn't there, or that trainer and sampler don't
+    both run, and ConfigError where what is to train isn't part of it."""
+    # Only then are transformers imported and an architecture built, which takes seconds.
+    if settings.captioner.spec is not None or settings.rl.trainable.decoder == "lora":
         from finecap_ray.training.parts import check_trainable
 
         check_trainable(settings)

@@ -42,15 +42,16 @@ def plan_run(manifest: dict[str, Any], settings: RlSettings, seed: int, state: d
 
 
 class BagStream(Iterator[list[Bag]]):
-    """The bags of each step for one worker, in the order of the plan. The encoded images aren't read.
+    """The bags of each step for one worker, in the order of the plan. The encoded images are read only where they are asked for.
 
     `state_dict` says where it stands, for `plan_run`, between any two steps. Raises DataError when Ray Data doesn't give
     what was planned.
     """
 
-    def __init__(self, folder: str | Path, plan: RunPlan, rank: int) -> None:
+    def __init__(self, folder: str | Path, plan: RunPlan, rank: int, with_images: bool) -> None:
         self.plan, self._steps = plan, 0
-        self._stream = _stream(folder, plan, shelves(read_manifest(folder)), rank)
+        columns = [*COLUMNS, _ENCODED_IMAGE] if with_images else COLUMNS
+        self._stream = _stream(folder, plan, shelves(read_manifest(folder)), rank, columns)
 
     def __next__(self) -> list[Bag]:
         bags = next(self._stream)
@@ -61,8 +62,8 @@ class BagStream(Iterator[list[Bag]]):
         return self.plan.state_dict(self._steps)
 
 
-def stream_bags(folder: str | Path, plan: RunPlan, rank: int) -> BagStream:
-    return BagStream(folder, plan, rank)
+def stream_bags(folder: str | Path, plan: RunPlan, rank: int, with_images: bool = False) -> BagStream:
+    return BagStream(folder, plan, rank, with_images)
 
 
 def read_bags(folder: str | Path, size: int) -> list[Bag]:
@@ -86,8 +87,10 @@ def read_bank(folder: str | Path) -> ImageBank:
     return ImageBank(unique.tolist(), embeddings[first])
 
 
-def _stream(folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int) -> Iterator[list[Bag]]:
-    arriving = _arriving(folder, plan, shelves, rank)
+def _stream(
+    folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int, columns: list[str]
+) -> Iterator[list[Bag]]:
+    arriving = _arriving(folder, plan, shelves, rank, columns)
     for step in plan:
         bags = []
         for part in step.parts:
@@ -102,13 +105,16 @@ def _stream(folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: 
 
 
 def _arriving(
-    folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int
+    folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int, columns: list[str]
 ) -> Iterator[tuple[int, int, Bag]]:
     """Size, row and bag, in the order of the plan."""
-    bags_per_read = {size: _BYTES_PER_READ // _bytes_per_bag(folder, size) for size in set(plan.bag_sizes)}
+    bags_per_read = {size: _BYTES_PER_READ // _bytes_per_bag(folder, size, columns) for size in set(plan.bag_sizes)}
     for reads in _batched(_reads(plan, rank, bags_per_read), _READS_PER_DATASET):
         dataset = ray.data.from_items(reads, override_num_blocks=len(reads)).map_batches(
-            _read_rows, fn_kwargs={"folder": str(folder), "shelves": shelves}, batch_size=1, batch_format="pyarrow"
+            _read_rows,
+            fn_kwargs={"folder": str(folder), "shelves": shelves, "columns": columns},
+            batch_size=1,
+            batch_format="pyarrow",
         )
         dataset.context.execution_options.preserve_order = True
         blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
@@ -144,12 +150,16 @@ def _reads(plan: RunPlan, rank: int, bags_per_read: Mapping[int, int]) -> Iterat
         yield read
 
 
-def _bytes_per_bag(folder: str | Path, size: int) -> int:
+def _bytes_per_bag(folder: str | Path, size: int, wanted: list[str]) -> int:
     """Of the columns that are read, in memory."""
     with pq.ParquetFile(part_path(folder, size, 0)) as file:
         group = file.metadata.row_group(0)
         columns = [group.column(number) for number in range(group.num_columns)]
-        read = sum(one.total_uncompressed_size for one in columns if one.path_in_schema != _ENCODED_IMAGE)
+        read = sum(
+            one.total_uncompressed_size
+            for one in columns
+            if one.path_in_schema != _ENCODED_IMAGE or _ENCODED_IMAGE in wanted
+        )
         return max(1, read // group.num_rows)
 
 
@@ -158,10 +168,10 @@ def _batched(items: Iterator[Any], count: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _read_rows(batch: pa.Table, folder: str, shelves: dict[int, Shelf]) -> pa.Table:
+def _read_rows(batch: pa.Table, folder: str, shelves: dict[int, Shelf], columns: list[str]) -> pa.Table:
     """Ray Data batch of one read -> the row groups that hold its bags, each bag with its size and row."""
     (read,) = batch.to_pylist()
-    table, rows = _row_groups(folder, read["size"], shelves[read["size"]], read["rows"], COLUMNS)
+    table, rows = _row_groups(folder, read["size"], shelves[read["size"]], read["rows"], columns)
     sizes = pa.array(np.full(len(rows), read["size"]))
     # In one piece: Ray packs and unpacks every chunk of every column on its own.
     return table.append_column("size", sizes).append_column("row", pa.array(rows)).combine_chunks()

@@ -4,29 +4,70 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
-from finecap_ray.captioners import clipcap  # registers the Auto classes
+from finecap_ray.captioners import clipcap  # noqa: F401 - registers the Auto classes
+from finecap_ray.captioners.families import family_class, family_of
+from finecap_ray.captioners.vlm import PROMPT_FIELD, Vlm
+from finecap_ray.config import CaptionerSettings
 from finecap_ray.errors import DataError, MismatchError, UnsupportedError
 
 
-def load_captioner(spec: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_captioner(
+    spec: str | Path, settings: CaptionerSettings | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model (float32, in eval mode) and processor of a folder written by `save_pretrained`, or of a hub name.
 
-    Raises DataError where there is no such captioner, UnsupportedError for a family that isn't supported.
+    `settings` give a start its prompt and image size; what is saved afterwards keeps them. Raises DataError where there is no
+    such captioner, UnsupportedError for a family that isn't supported, MismatchError for a tokenizer of another model.
     """
+    config, processor = load_processor(spec, settings)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(spec, dtype="float32")
-        processor = AutoProcessor.from_pretrained(spec)
-    except (OSError, ValueError) as error:  # ValueError: a folder without config.json, or a model type nobody knows
-        raise DataError(
-            f"no captioner at {spec!s}: expected a folder with config.json and model.safetensors, or a hub name ({error})"
-        ) from error
-    if not isinstance(model, clipcap.ClipCapForConditionalGeneration):
-        raise UnsupportedError(
-            f"{spec!s} is a {type(model).__name__}; this version trains and samples ClipCap captioners"
-        )
+        model = AutoModelForImageTextToText.from_pretrained(spec, config=config, dtype="float32")
+    except (OSError, ValueError) as error:
+        raise _nothing_at(spec, error) from error
+    family_of(config, processor).prepare(model)
     return model.eval(), processor
+
+
+def load_processor(
+    spec: str | Path, settings: CaptionerSettings | None = None
+) -> tuple[PreTrainedConfig, ProcessorMixin]:
+    """As `load_captioner`, of everything but the weights: what can be looked at before anything heavy starts."""
+    try:
+        config = AutoConfig.from_pretrained(spec)
+    except (OSError, ValueError) as error:  # ValueError: a folder without config.json, or a model type nobody knows
+        raise _nothing_at(spec, error) from error
+    family = family_class(config.model_type)
+    try:
+        processor = AutoProcessor.from_pretrained(spec)
+    except (OSError, ValueError) as error:
+        raise _nothing_at(spec, error) from error
+    if not isinstance(processor, ProcessorMixin):
+        raise UnsupportedError(
+            f"{spec!s} has a tokenizer and no processor of images: the folder lacks preprocessor_config.json"
+        )
+    if issubclass(family, Vlm):
+        if settings is not None or not hasattr(config, PROMPT_FIELD):
+            setattr(config, PROMPT_FIELD, (settings or CaptionerSettings()).prompt)
+        if settings is not None and settings.image_size is not None:
+            family.set_image_size(processor, settings.image_size)
+    family_of(config, processor)  # raises what doesn't fit
+    return config, processor
+
+
+def _nothing_at(spec: str | Path, error: Exception) -> DataError:
+    return DataError(
+        f"no captioner at {spec!s}: expected a folder with config.json and model.safetensors, or a hub name and a network "
+        f"that reaches the hub ({error})"
+    )
 
 
 def check_features(model: PreTrainedModel, tower_digest: str, feature_dim: int) -> None:

@@ -1,4 +1,4 @@
-"""vLLM as the sampler of a ClipCap: the mapper runs here, the decoder in the engine, which takes prefix embeddings.
+"""vLLM as the sampler of any captioner: its family says what the engine is built from, loads and is asked.
 
 The engine runs inside this process (no worker process of its own) with float32 and eager mode on CPU, where its
 log-probabilities then equal the trainer's to 1e-5.
@@ -11,17 +11,17 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # Read by vllm at import. In-process engine; no pinning of threads, which would starve the neighbours on a shared machine.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-import numpy as np
 import torch
-from jaxtyping import Float16
+from transformers import PreTrainedModel, ProcessorMixin
 
-from finecap_ray.captioners.clipcap import ClipCapForConditionalGeneration, ClipCapProcessor
+from finecap_ray.captioners import family_of
 from finecap_ray.errors import StaleWeightsError, UnsupportedError
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.fingerprint import fingerprints
@@ -34,39 +34,32 @@ class CaptionEngine:
     """A vLLM engine with loadable weights. `weights_version` is what it samples with (-1: none loaded yet)."""
 
     def __init__(
-        self,
-        model: ClipCapForConditionalGeneration,
-        processor: ClipCapProcessor,
-        dtype: str,
-        max_sequences: int,
-        kv_cache_gb: int,
+        self, model: PreTrainedModel, processor: ProcessorMixin, dtype: str, max_sequences: int, kv_cache_gb: int
     ) -> None:
         """`model` gives the architecture; its weights are not used: `load` brings them. Raises UnsupportedError for another vllm."""
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gb)
         LLM = _supported_vllm()
-        self.processor = processor
-        self.mapper = model.model.mapper.eval().requires_grad_(False)
+        self.family = family = family_of(model.config, processor)
         self.dtype = getattr(torch, dtype)
         self.weights_version = -1
         self.fingerprints: dict[str, str] = {}  # of the tensors that were loaded
-        self._decoder_names = model.decoder_names()
-        self._prompt_token_ids = tuple(processor.prompt_token_ids())
-        self._eos_token_id = processor.tokenizer.eos_token_id
-        decoder_config = model.decoder_config()
+        self._prefix, self.beside = family.beside_engine(model) or ("", None)
+        if self.beside is not None:
+            self.beside.eval().requires_grad_(False)
+        self._names = family.engine_names(model)
         with tempfile.TemporaryDirectory() as folder:
-            decoder_config.save_pretrained(folder)
-            processor.tokenizer.save_pretrained(folder)
+            family.save_for_engine(model, Path(folder))
             self.llm = LLM(
-                str(Path(folder)),
+                folder,
                 dtype=dtype,
                 load_format="dummy",
-                enable_prompt_embeds=True,
-                max_model_len=decoder_config.max_position_embeddings,
                 max_num_seqs=max_sequences,
                 enforce_eager=not torch.cuda.is_available(),
                 enable_prefix_caching=False,
                 logprobs_mode="processed_logprobs",
+                logits_processors=_without(family.banned_token_ids),
                 disable_log_stats=True,
+                **family.engine_options(),
             )
         if not torch.cuda.is_available():
             from finecap_ray.sampling.noise import use_seeded_sampler
@@ -75,38 +68,38 @@ class CaptionEngine:
 
     def load(self, weights_version: int, tensors: dict[str, torch.Tensor]) -> None:
         """Loads the state dict of the trained model. Raises StaleWeightsError where a tensor is missing from it."""
-        mapper_names = [f"model.mapper.{name}" for name in self.mapper.state_dict()]
-        if missing := [name for name in (*mapper_names, *self._decoder_names) if name not in tensors]:
+        beside = [] if self.beside is None else [f"{self._prefix}{name}" for name in self.beside.state_dict()]
+        names = [*beside, *self._names]
+        if missing := [name for name in names if name not in tensors]:
             raise StaleWeightsError(
                 f"weights {weights_version} came without {', '.join(missing)}: the sampler keeps weights {self.weights_version}"
             )
-        mapper = {
-            name.removeprefix("model.mapper."): tensor
-            for name, tensor in tensors.items()
-            if name.startswith("model.mapper.")
-        }
-        self.mapper.load_state_dict({name: tensor.float() for name, tensor in mapper.items()})
-        decoder = [(ours, tensors[theirs]) for theirs, ours in self._decoder_names.items()]
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": decoder})
+        if self.beside is not None:
+            self.beside.load_state_dict({name.removeprefix(self._prefix): tensors[name].float() for name in beside})
+        inside = [(ours, tensors[theirs]) for theirs, ours in self._names.items()]
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": inside})
         self.llm.reset_prefix_cache()
-        self.fingerprints = fingerprints({name: tensors[name] for name in (*mapper_names, *self._decoder_names)})
+        if self.family.reads == "image":
+            # The worker has dropped what it made of images by the old weights; the scheduler still counts on it.
+            self.llm.llm_engine.engine_core.reset_encoder_cache()
+            self.llm.llm_engine.reset_mm_cache()
+        self.fingerprints = fingerprints({name: tensors[name] for name in names})
         self.weights_version = weights_version
 
     @torch.inference_mode()
     def sample(
         self,
         image_ids: Sequence[str],
-        features: Float16[np.ndarray, "N F"],
+        images: Any,
         spec: SamplingSpec | Sequence[SamplingSpec],
         seeds: Sequence[int] | None = None,
     ) -> list[Rollout]:
-        """N images -> N * captions_per_image rollouts, those of an image side by side. `spec` is one for all or one per image."""
+        """N images -> N * captions_per_image rollouts, those of an image side by side. `spec` is one for all or one per image.
+
+        images: what the family's `images_of` gives: features [N, F], or N encoded images.
+        """
         from vllm import SamplingParams
 
-        # One image at a time: the rounding of a product depends on how many rows it has, and a caption must not depend on
-        # which images share its call.
-        rows = torch.from_numpy(np.asarray(features, dtype=np.float32)).split(1)
-        prefixes = [self.mapper(row)[0].to(self.dtype) for row in rows]
         specs = [spec] * len(image_ids) if isinstance(spec, SamplingSpec) else spec
         params = [
             SamplingParams(
@@ -114,6 +107,7 @@ class CaptionEngine:
                 temperature=one.temperature,
                 max_tokens=one.max_tokens,
                 seed=None if seeds is None else seeds[row],
+                stop_token_ids=list(self.family.end_token_ids[1:]),
                 logprobs=0,
                 # Without these the engine makes text of every token, and of every log-prob's token, one at a time.
                 detokenize=False,
@@ -121,26 +115,36 @@ class CaptionEngine:
             )
             for row, one in enumerate(specs)
         ]
-        outputs = self.llm.generate([{"prompt_embeds": prefix} for prefix in prefixes], params, use_tqdm=False)
+        prompts = list(self.family.requests(images, self.beside, self.dtype))
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
         captions = [
-            (image_id, caption)
+            (image_id, self.family.prompt_of(output.prompt_token_ids), caption)
             for image_id, output in zip(image_ids, outputs, strict=True)
             for caption in output.outputs
         ]
-        tokens = [caption.token_ids for _, caption in captions]
-        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        tokens = [caption.token_ids for *_, caption in captions]
+        texts = self.family.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [
             Rollout(
                 image_id=image_id,
-                prompt_token_ids=self._prompt_token_ids,
+                prompt_token_ids=prompt,
                 token_ids=tuple(caption.token_ids),
                 logprobs=tuple(caption.logprobs.logprobs[start] for start in caption.logprobs.start_indices),
                 text=text,
                 finish_reason=caption.finish_reason,
                 weights_version=self.weights_version,
             )
-            for (image_id, caption), text in zip(captions, texts, strict=True)
+            for (image_id, prompt, caption), text in zip(captions, texts, strict=True)
         ]
+
+
+def _without(token_ids: Sequence[int]) -> list[type] | None:
+    """For vLLM: what takes tokens out of every distribution that is sampled from."""
+    if not token_ids:
+        return None
+    from finecap_ray.sampling.banned import banned_tokens
+
+    return [banned_tokens(token_ids)]
 
 
 def _supported_vllm():

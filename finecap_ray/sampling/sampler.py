@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
 import torch
-from jaxtyping import Float16
 from ray.actor import ActorHandle
 
 from finecap_ray.cluster import get_within
@@ -76,13 +76,13 @@ class Sampler:
         self,
         weights_version: int,
         image_ids: Sequence[str],
-        features: Float16[np.ndarray, "N F"],
+        images: Any,
         spec,
         seeds: Sequence[int] | None,
     ) -> list[Rollout]:
         """Rollouts by weights of at least `weights_version`; see CaptionEngine.sample."""
         self.sync(weights_version)
-        return self.engine.sample(image_ids, features, spec, seeds)
+        return self.engine.sample(image_ids, images, spec, seeds)
 
 
 class SamplerPool:
@@ -127,7 +127,7 @@ class SamplerPool:
         )
 
     def sample(
-        self, weights_version: int, image_ids: Sequence[str], features: np.ndarray, spec, seeds: Sequence[int] | None
+        self, weights_version: int, image_ids: Sequence[str], images: Any, spec, seeds: Sequence[int] | None
     ) -> list[Rollout]:
         """As CaptionEngine.sample, over all samplers. Raises DeadlineError, StaleWeightsError."""
         shares = [share for share in np.array_split(np.arange(len(image_ids)), len(self.samplers)) if len(share)]
@@ -135,7 +135,7 @@ class SamplerPool:
             sampler.sample.remote(
                 weights_version,
                 [image_ids[row] for row in share],
-                features[share],
+                _take(images, share),
                 spec,
                 None if seeds is None else [seeds[row] for row in share],
             )
@@ -145,12 +145,12 @@ class SamplerPool:
         return [rollout for part in parts for rollout in part]
 
     def timed_sample(
-        self, weights_version: int, image_ids: Sequence[str], features: np.ndarray, spec
+        self, weights_version: int, image_ids: Sequence[str], images: Any, spec
     ) -> tuple[list[Rollout], float]:
         """As `sample`, after a warm-up of a few images: the rollouts, and the seconds they took."""
-        self.sample(weights_version, image_ids[:8], features[:8], spec, None)
+        self.sample(weights_version, image_ids[:8], images[:8], spec, None)
         started = time.perf_counter()
-        rollouts = self.sample(weights_version, image_ids, features, spec, None)
+        rollouts = self.sample(weights_version, image_ids, images, spec, None)
         return rollouts, time.perf_counter() - started
 
     def close(self) -> None:
@@ -162,3 +162,7 @@ class SamplerPool:
         timeout_s = self.resources.step_timeout_s
         late = f"the samplers didn't {doing} within {timeout_s:.0f} s: their logs are in the run folder"
         return get_within(references, timeout_s, late)
+
+
+def _take(images: Any, rows: np.ndarray) -> Any:
+    return images[rows] if isinstance(images, np.ndarray) else [images[row] for row in rows]

@@ -5,20 +5,19 @@ Captioner, reward scorer and judge of the embedded set-up all stand on these fea
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import timm
 import torch
 from jaxtyping import Float
 from open_clip.transform import image_transform
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from finecap_ray.config import TowerSettings
-from finecap_ray.errors import ConfigError, DataError
+from finecap_ray.errors import ConfigError
 from finecap_ray.hub import check_hub
+from finecap_ray.images import decode_image
 from finecap_ray.scorers.digest import weight_digest
 from finecap_ray.scorers.levels import LEVELS_SUFFIX, LevelPooled
 from finecap_ray.scorers.packages import efficientnet_lite0
@@ -86,16 +85,3 @@ def load_tower(settings: TowerSettings) -> FrozenTower:
     else:
         model = timm.create_model(f"{settings.model}.{settings.weights}", pretrained=True, num_classes=0)
     return FrozenTower(settings.model, model, settings.image_size)
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """RGB image; transparent parts become white. Raises DataError for bytes that can't be decoded."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"not a decodable image ({len(data)} bytes): {error}") from error
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")

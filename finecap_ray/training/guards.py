@@ -9,7 +9,7 @@ the same tokens on both sides     check_drift: the log-probs of the sampler are 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from finecap_ray.captioners.family import StepImages
 from finecap_ray.errors import DriftError, MismatchError, RewardError, StaleWeightsError
 from finecap_ray.records import Rollout
 from finecap_ray.rewards.combine import PENALTIES
@@ -47,13 +48,20 @@ def check_weights(own: Mapping[str, str], samplers: Sequence[Mapping[str, str]],
 
 
 def check_captions(
-    rollouts: Sequence[Rollout], image_ids: Sequence[str], captions_per_image: int, prompt: Sequence[int]
+    rollouts: Sequence[Rollout],
+    image_ids: Sequence[str],
+    captions_per_image: int,
+    prompts: Sequence[Sequence[int]],
+    image_token: int,
+    banned: Collection[int],
 ) -> None:
-    """The captions of N images, those of an image side by side, each behind the `prompt` of one image.
+    """The captions of N images, those of an image side by side, each behind the prompt of its image.
 
-    Raises MismatchError, naming the first image whose captions are another's, or whose image tokens aren't as many as the
-    captioner's prefix is long.
+    Raises MismatchError, naming the first image whose captions are another's, whose prompt isn't the trainer's (with both
+    numbers of image tokens), or a caption of which holds an image token or a banned one.
     """
+    forbidden = {image_token, *banned}
+    prompt_of = [prompt for prompt in prompts for _ in range(captions_per_image)]
     expected = [image_id for image_id in image_ids for _ in range(captions_per_image)]
     if len(rollouts) != len(expected):
         raise MismatchError(
@@ -64,12 +72,14 @@ def check_captions(
             raise MismatchError(
                 f"caption {row} is of image {rollout.image_id!r} in the place of {image_id!r}: its reward would go to the wrong image"
             )
-        if tuple(rollout.prompt_token_ids) != tuple(prompt):
+        found, prompt = tuple(rollout.prompt_token_ids), tuple(prompt_of[row])
+        if found != prompt:
             raise MismatchError(
-                f"a caption of image {image_id!r} came with a prompt of {len(rollout.prompt_token_ids)} tokens, the captioner's is "
-                f"{len(prompt)} image tokens: the sampler runs another processor"
+                f"a caption of image {image_id!r} came with a prompt of {len(found)} tokens, {found.count(image_token)} of them image "
+                f"tokens; the trainer's has {len(prompt)}, {prompt.count(image_token)} of them image tokens: the sampler runs another "
+                "processor, prompt or image size"
             )
-        if set(prompt) & set(rollout.token_ids):
+        if forbidden.intersection(rollout.token_ids):
             raise MismatchError(f"a caption of image {image_id!r} holds an image token, which the policy must not emit")
 
 
@@ -157,26 +167,27 @@ def check_drift(drift: Drift, bound: float, step: int, first_step: bool, likely_
 @torch.no_grad()
 def likely_cause(
     model: torch.nn.Module,
-    features: Mapping[str, np.ndarray],
+    images: StepImages,
+    row_of_image: Mapping[str, int],
     rollouts: Sequence[Rollout],
     temperature: float,
     bound: float,
 ) -> str:
     """What makes the log-probs of captions another's than the model's: some images, the temperature, or the weights.
 
-    features: [F] of each image id. Every caption is run by itself, through the captioner's plain forward.
+    row_of_image: place of an image id among `images`. Every caption is run by itself, through the captioner's plain forward.
     """
     drifts: dict[str, list[float]] = {}
     sample: list[tuple[Tensor, Rollout]] = []  # logits of some captions
     for rollout in rollouts:
-        logits = caption_logits(model, features[rollout.image_id], rollout)
+        logits = caption_logits(model, images, row_of_image[rollout.image_id], rollout)
         drifts.setdefault(rollout.image_id, []).append(token_drift(logits, rollout, temperature).mean().item())
         if len(sample) < _FITTED:
             sample.append((logits, rollout))
     apart = [image_id for image_id, own in drifts.items() if not max(own) <= CAPTION_BOUND * bound]
     if apart and len(apart) <= len(drifts) / 2:
         return (
-            f"the sampler saw other features than the trainer of image {_some(apart)}, whose captions drift; those of the "
+            f"the sampler saw something else than the trainer of image {_some(apart)}, whose captions drift; those of the "
             f"{len(drifts) - len(apart)} other images don't"
         )
 
@@ -190,11 +201,10 @@ def likely_cause(
 
 
 @torch.no_grad()
-def caption_logits(model: torch.nn.Module, features: Float[np.ndarray, " F"], rollout: Rollout) -> Float[Tensor, "T V"]:
-    """What the model says before each token of a caption, run by itself."""
-    ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids], device=model.device)
-    pixels = torch.from_numpy(np.asarray(features, dtype=np.float32))[None].to(model.device)
-    return model(input_ids=ids, pixel_values=pixels).logits[0, len(rollout.prompt_token_ids) - 1 : -1].float()
+def caption_logits(model: torch.nn.Module, images: StepImages, row: int, rollout: Rollout) -> Float[Tensor, "T V"]:
+    """What the model says before each token of a caption of image `row`, run by itself."""
+    logits = model(**images.alone(row, rollout.token_ids)).logits[0]
+    return logits[len(rollout.prompt_token_ids) - 1 : -1].float()
 
 
 def token_drift(logits: Float[Tensor, "T V"], rollout: Rollout, temperature: float) -> Float[Tensor, " T"]:

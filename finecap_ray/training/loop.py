@@ -17,6 +17,7 @@ from finecap_ray.bags.build import check_scorer, read_manifest
 from finecap_ray.bags.history import plan_from
 from finecap_ray.bags.plan import RunPlan
 from finecap_ray.bags.stream import read_bank, stream_bags
+from finecap_ray.captioners.family import Family
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError
 from finecap_ray.records import Bag, BagImage, Rollout
@@ -81,7 +82,8 @@ def train_rl(
 
 
 def _worker(config: dict[str, Any]) -> None:
-    from finecap_ray.captioners.loader import check_features, load_captioner
+    from finecap_ray.captioners import family_of, load_captioner
+    from finecap_ray.captioners.loader import check_features
     from finecap_ray.training.logs import MetricsFile, redirect_output
     from finecap_ray.training.trainer import BagTrainer, grpo_arguments
 
@@ -93,7 +95,9 @@ def _worker(config: dict[str, Any]) -> None:
     model, processor = load_captioner(job.captioner)
     model.train()
     manifest = read_manifest(job.bags)
-    check_features(model, manifest["tower"]["digest"], model.config.feature_dim)
+    family = family_of(model.config, processor)
+    if family.reads == "features":
+        check_features(model, manifest["tower"]["digest"], model.config.feature_dim)
     arguments = grpo_arguments(
         settings.rl,
         str(run_dir / "checkpoints"),
@@ -102,15 +106,16 @@ def _worker(config: dict[str, Any]) -> None:
         settings.resources.use_gpu,
         settings.seed,
     )
-    rollouts = Rollouts(job)
+    rollouts = Rollouts(job, family)
     if settings.rl.num_workers > 1:
         rollouts = SharedRollouts(rollouts, settings.resources.step_timeout_s)
+    with_images = family.reads == "image"
     trainer = BagTrainer(
         model,
         processor,
         arguments,
         settings.rl,
-        bags=lambda step: stream_bags(job.bags, job.steps.from_step(step), rank),
+        bags=lambda step: stream_bags(job.bags, job.steps.from_step(step), rank, with_images),
         rollout=rollouts,
         estimator=estimator(settings.rl.advantage),
         callbacks=[
@@ -129,9 +134,9 @@ def _worker(config: dict[str, Any]) -> None:
 class Rollouts:
     """Captions and rewards of one step: publish the weights, sample, score. Of several workers the first calls it, for all."""
 
-    def __init__(self, job: RlJob) -> None:
+    def __init__(self, job: RlJob, family: Family) -> None:
         rl = job.settings.rl
-        self.job = job
+        self.job, self.family = job, family
         self.spec = SamplingSpec(rl.captions_per_image, job.settings.captioner.max_tokens, rl.temperature)
         self.greedy = replace(self.spec, captions_per_image=1, temperature=0.0) if rl.advantage == "greedy" else None
         self.timeout_s = job.settings.resources.step_timeout_s
@@ -168,7 +173,7 @@ class Rollouts:
         return self.job.samplers.sample(
             step,
             [image.image_id for image in images],
-            np.stack([image.features for image in images]),
+            self.family.images_of(images),
             spec,
             [caption_seed(self.job.settings.seed, step, image.image_id) for image in images],
         )

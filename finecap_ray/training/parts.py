@@ -1,6 +1,6 @@
 """Which parts of a captioner train: fully, through LoRA, or not at all; and the weights it captions with in each case.
 
-LoRA (Hu 2021, arXiv:2106.09685) adds B A alpha / rank to a frozen matrix. The adapters are put into the decoder in place,
+LoRA (Hu 2021, arXiv:2106.09685) adds B A alpha / rank to a frozen matrix. The adapters are put into decoder and image tower in place,
 so the model stays the captioner that it was, and everyone else (sampler, checkpoint, result) gets merged weights.
 """
 
@@ -12,45 +12,79 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, GPT2Config, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageTextToText, GPT2Config, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finecap_ray.captioners import clipcap  # noqa: F401 - registers the Auto classes
+from finecap_ray.captioners.families import family_class
+from finecap_ray.captioners.family import Part
 from finecap_ray.config import Settings, TrainableSettings
 from finecap_ray.errors import ConfigError, MismatchError
 
 ADAPTER_FILE = "trained.safetensors"  # in a checkpoint with LoRA: what trains, beside the merged captioner
 _ADAPTER = "default"
-_MAPPER = "model.mapper."
 
 
 def check_trainable(settings: Settings) -> None:
-    """Raises ConfigError for LoRA targets that the decoder doesn't have. Reads the captioner's config, not its weights."""
-    spec = settings.captioner.spec
-    decoder = GPT2Config(n_layer=1) if spec is None else AutoConfig.from_pretrained(spec).text_config
-    _check_targets(decoder, settings.rl.trainable.lora_targets)
+    """Raises ConfigError for parts that the captioner doesn't have, or LoRA targets that a part doesn't have.
+
+    Reads the captioner's config, not its weights.
+    """
+    from finecap_ray.captioners.loader import load_processor
+
+    spec, trainable = settings.captioner.spec, settings.rl.trainable
+    if spec is None:
+        if trainable.decoder == "lora":
+            with torch.device("meta"):
+                decoder = AutoModel.from_config(GPT2Config(n_layer=1))
+            _check_targets(decoder, "decoder", trainable.lora_targets, "lora_targets")
+        return
+    config, _ = load_processor(spec, settings.captioner)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    _adapted_modules(model, trainable)
 
 
 def set_trainable(model: PreTrainedModel, settings: TrainableSettings, seed: int) -> None:
-    """Freezes what doesn't train and puts the adapters into the decoder, whose output is the same until they are trained.
+    """Freezes what doesn't train and puts the adapters into their parts, whose output is the same until they are trained.
 
-    `seed` is that of the adapters' A; B is 0. Raises ConfigError for targets that the decoder doesn't have.
+    `seed` is that of the adapters' A; B is 0. Raises ConfigError for parts or targets that the captioner doesn't have.
     """
+    family = family_class(model.config.model_type)
+    adapted = _adapted_modules(model, settings)
     for name, parameter in model.named_parameters():
-        part = settings.mapper if name.startswith(_MAPPER) else settings.decoder
-        parameter.requires_grad_(part == "full")
-    if settings.decoder == "lora":
-        _check_targets(model.config.text_config, settings.lora_targets)
+        parameter.requires_grad_(getattr(settings, family.part_of(name)) == "full")
+    for module, targets in adapted:
         lora = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
-            target_modules=list(settings.lora_targets),
+            target_modules=list(targets),
             lora_dropout=0.0,  # the log-probs that train have to be those that were sampled from
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.model.language_model.modules()),
+            fan_in_fan_out=any(isinstance(inner, Conv1D) for inner in module.modules()),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(lora, model.model.language_model, _ADAPTER)
+            inject_adapter_in_model(lora, module, _ADAPTER)
+
+
+def _adapted_modules(
+    model: PreTrainedModel, settings: TrainableSettings
+) -> list[tuple[torch.nn.Module, tuple[str, ...]]]:
+    """The modules that get adapters, with their targets. Raises ConfigError for what isn't there."""
+    family = family_class(model.config.model_type)
+    if settings.vision != "frozen" and family.module(model, "vision") is None:
+        raise ConfigError(
+            f"rl.trainable.vision={settings.vision}: a {model.config.model_type} captioner has no image tower of its own, its "
+            "features come with the bags; leave it frozen"
+        )
+    wanted: dict[Part, tuple[str, ...]] = {}
+    if settings.decoder == "lora":
+        wanted["decoder"] = settings.lora_targets
+    if settings.vision == "lora":
+        wanted["vision"] = settings.vision_lora_targets
+    for part, targets in wanted.items():
+        key = "lora_targets" if part == "decoder" else "vision_lora_targets"
+        _check_targets(family.module(model, part), part, targets, key)
+    return [(family.module(model, part), targets) for part, targets in wanted.items()]
 
 
 def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -116,17 +150,16 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def _check_targets(decoder: PreTrainedConfig, targets: tuple[str, ...]) -> None:
-    with torch.device("meta"):
-        modules = dict(AutoModel.from_config(decoder).named_modules())
-    linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear | Conv1D)}
+def _check_targets(module: torch.nn.Module, part: Part, targets: tuple[str, ...], key: str) -> None:
+    modules = dict(module.named_modules())
+    linear = {name for name, inner in modules.items() if isinstance(inner, torch.nn.Linear | Conv1D)}
     known = sorted({_within_layer(name) for name in linear})
     for target in targets:
         found = {name for name in modules if name == target or name.endswith(f".{target}")}
         if not found or not found <= linear:
             what = "isn't a matrix" if found else "isn't there"
             raise ConfigError(
-                f"rl.trainable.lora_targets: {target!r} {what} in a decoder of type {decoder.model_type}, which has {', '.join(known)}"
+                f"rl.trainable.{key}: {target!r} {what} in a {part} of type {module.config.model_type}, which has {', '.join(known)}"
             )
 
 

@@ -26,13 +26,15 @@ from jaxtyping import Float
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+from finecap_ray.captioners import family_of
+from finecap_ray.captioners.family import StepImages
 from finecap_ray.config import RlSettings
 from finecap_ray.errors import UnsupportedError
 from finecap_ray.records import Bag, Rollout
 from finecap_ray.rewards.combine import component_weights, total_reward
 from finecap_ray.training import guards, parts
 from finecap_ray.training.advantages import RunningMean
-from finecap_ray.training.micro_batches import split_by_length
+from finecap_ray.training.micro_batches import split_captions
 from finecap_ray.training.workers import gather_rows
 
 SUPPORTED_TRL = ("1.16",)
@@ -85,7 +87,11 @@ class BagTrainer(GRPOTrainer):
         self._updates = settings.updates_per_step
         self._bags, self._rollout, self._estimator = bags, rollout, estimator
         self._step_bags: list[Bag] = []
-        self._features: Tensor | None = None  # of the images of the step [N, F]
+        self._family = family_of(model.config, processor)
+        self._images: StepImages | None = None  # of the step, an image in several bags once
+        self._row_of_image: dict[str, int] = {}  # image id -> its place among them
+        self._image_of_caption: Tensor | None = None  # [C] likewise
+        self._micro_batch = settings.micro_batch
         self._first_step: int | None = None  # of this training: 0, or where it was resumed
         self._scored: ScoredRollouts | None = None
         self._captions = 0  # of the step, those of all workers
@@ -105,6 +111,7 @@ class BagTrainer(GRPOTrainer):
         )
         self.num_generations = settings.captions_per_image  # TRL's arguments refuse 1, its trainer doesn't
         if self.ref_model is not None:
+            self._family.prepare(self.ref_model)
             parts.share_frozen(self.ref_model, model)
         if self.accelerator.num_processes > 1:  # whose shares of a step differ by a bag
             self.accelerator.gather = partial(gather_rows, self.accelerator.gather)
@@ -125,19 +132,27 @@ class BagTrainer(GRPOTrainer):
         micro_batches = self.args.gradient_accumulation_steps
         if self._step % (micro_batches * self._updates) == 0:
             self._step_bags = step_bags
-            features = np.stack([image.features for bag in step_bags for image in bag.images])
-            self._features = torch.from_numpy(features.astype(np.float32)).to(self.accelerator.device)
-            rows = [dict(_ROW) for _ in range(len(features) * self.num_generations)]
-            batch = self._generate_and_score_completions(rows)
-            self._chunks = split_by_length(
+            self._read_images()
+            batch = self._generate_and_score_completions([dict(_ROW) for _ in self._image_of_caption])
+            self._chunks = split_captions(
                 batch,
-                self._features,
+                self._image_of_caption,
                 micro_batches,
                 self.loss_type,
                 self.accelerator.num_processes,
                 self._captions,
+                self._family.whole_images,
             )
         return self._chunks[self._step % micro_batches]
+
+    def _read_images(self) -> None:
+        """What the model reads of the step's images, each once however many bags it is in."""
+        images = [image for bag in self._step_bags for image in bag.images]
+        distinct = {image.image_id: image for image in images}
+        self._row_of_image = {image_id: row for row, image_id in enumerate(distinct)}
+        self._images = self._family.read(list(distinct.values()), self.accelerator.device)
+        rows = torch.tensor([self._row_of_image[image.image_id] for image in images], device=self.accelerator.device)
+        self._image_of_caption = rows.repeat_interleave(self.num_generations)
 
     def _collect(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout function: the captions of this worker."""
@@ -149,7 +164,11 @@ class BagTrainer(GRPOTrainer):
             self._metrics["train"][name].append(value)
         rollouts = self._scored.rollouts
         images = [image.image_id for bag in self._step_bags for image in bag.images]
-        guards.check_captions(rollouts, images, self.num_generations, self.processing_class.prompt_token_ids())
+        prompts = [self._images.prompts[self._row_of_image[image_id]] for image_id in images]
+        family = self._family
+        guards.check_captions(
+            rollouts, images, self.num_generations, prompts, family.image_token_id, family.banned_token_ids
+        )
         return {
             "prompt_ids": [list(rollout.prompt_token_ids) for rollout in rollouts],
             "completion_ids": [list(rollout.token_ids) for rollout in rollouts],
@@ -188,19 +207,30 @@ class BagTrainer(GRPOTrainer):
         compute_entropy: bool = False,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Of a micro-batch in training, each distinct caption once; of the whole step, for the KL term, all of them."""
+        """Of a micro-batch in training, each distinct caption once; of the whole step, for the KL term, all captions."""
         compute = partial(super()._get_per_token_logps_and_entropies, compute_entropy=compute_entropy)
         if not (torch.is_grad_enabled() and self.model.training):
-            features = self._features.repeat_interleave(self.num_generations, dim=0)
-            images = {"pixel_values": features, "num_images": [1] * len(features)}
-            return compute(model, input_ids, attention_mask, logits_to_keep, batch_size, **images)
+            # A prompt's last token stands for it.
+            ids, mask = (tensor[:, -logits_to_keep - 1 :] for tensor in (input_ids, attention_mask))
+            parts_of_step = torch.arange(len(ids), device=ids.device).split(self._micro_batch)
+            logps = [
+                compute(self._reading(model, self._image_of_caption[rows]), ids[rows], mask[rows], logits_to_keep)[0]
+                for rows in parts_of_step
+            ]
+            return torch.cat(logps), None, None
         distinct, rows = self._chunk["distinct"], self._chunk["row_of_caption"]
-        model = partial(model, pixel_values=self._chunk["pixel_values"], image_of_row=self._chunk["image_of_row"])
+        inputs = self._images.of(self._chunk["images"])
+        model = partial(model, **inputs, image_of_row=self._chunk["image_of_row"])
         logps, entropies, _ = compute(model, input_ids[distinct], attention_mask[distinct], logits_to_keep)
         logps, entropies = logps[rows], None if entropies is None else entropies[rows]
         if self.state.global_step % self._updates == 0:  # later updates move away from the sampler
             self._guard_drift(logps.detach())
         return logps, entropies, None
+
+    def _reading(self, model: torch.nn.Module, image_of_row: Tensor) -> Callable[..., Any]:
+        """The model with the images of some captions, each of them once."""
+        images, image_of_row = torch.unique(image_of_row, return_inverse=True)
+        return partial(model, **self._images.of(images), image_of_row=image_of_row)
 
     def _guard_drift(self, logps: Float[Tensor, "C T"]) -> None:
         """The sampler's log-probs against the trainer's, of the same tokens. Raises DriftError past the bound."""
@@ -214,9 +244,11 @@ class BagTrainer(GRPOTrainer):
             self._metrics["train"][name].append(max(values) if name.endswith("max") else sum(values) / len(values))
 
     def _likely_cause(self) -> str:
-        features = {image.image_id: image.features for bag in self._step_bags for image in bag.images}
         model = self.accelerator.unwrap_model(self.model)
-        return guards.likely_cause(model, features, self._scored.rollouts, self.temperature, self._drift_bound)
+        rollouts = self._scored.rollouts
+        return guards.likely_cause(
+            model, self._images, self._row_of_image, rollouts, self.temperature, self._drift_bound
+        )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)

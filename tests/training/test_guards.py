@@ -21,6 +21,7 @@ from finecap_ray.training.guards import Drift, check_captions, check_drift, chec
 from finecap_ray.training.parts import merged_weights
 
 PROMPT = (300, 300)
+TRAINER = ([PROMPT, PROMPT], 300, (299,))  # prompts of two images, image token, banned tokens
 
 
 def rollout(image_id, tokens=(1, 2), prompt=PROMPT):
@@ -70,20 +71,22 @@ def test_weights_that_differ_are_named():
 
 def test_captions_in_another_s_place_are_refused():
     ours = [rollout("x"), rollout("x"), rollout("y"), rollout("y")]
-    check_captions(ours, ["x", "y"], 2, PROMPT)
+    check_captions(ours, ["x", "y"], 2, *TRAINER)
     with pytest.raises(MismatchError, match="caption 1 is of image 'y' in the place of 'x'"):
-        check_captions([ours[0], ours[2], ours[1], ours[3]], ["x", "y"], 2, PROMPT)
+        check_captions([ours[0], ours[2], ours[1], ours[3]], ["x", "y"], 2, *TRAINER)
     with pytest.raises(MismatchError, match="2 images x 2 captions = 4 were asked for, 3 came"):
-        check_captions(ours[:3], ["x", "y"], 2, PROMPT)
+        check_captions(ours[:3], ["x", "y"], 2, *TRAINER)
 
 
 def test_image_tokens_are_counted_at_the_boundary():
     with pytest.raises(
-        MismatchError, match="image 'y' came with a prompt of 1 tokens, the captioner's is 2 image tokens"
+        MismatchError,
+        match="image 'y' came with a prompt of 1 tokens, 1 of them image tokens; the trainer's has 2, 2 of them",
     ):
-        check_captions([rollout("x"), rollout("y", prompt=PROMPT[:1])], ["x", "y"], 1, PROMPT)
-    with pytest.raises(MismatchError, match="image 'y' holds an image token"):
-        check_captions([rollout("x"), rollout("y", tokens=(1, PROMPT[0]))], ["x", "y"], 1, PROMPT)
+        check_captions([rollout("x"), rollout("y", prompt=PROMPT[:1])], ["x", "y"], 1, *TRAINER)
+    for token in (PROMPT[0], 299):
+        with pytest.raises(MismatchError, match="image 'y' holds an image token"):
+            check_captions([rollout("x"), rollout("y", tokens=(1, token))], ["x", "y"], 1, *TRAINER)
 
 
 # --- rewards
@@ -242,7 +245,7 @@ def one_parameter_of_before(step, given):
     [
         (Older(), 1, "likely cause: stale weights"),
         (other_temperature, 0, r"those of temperature 0\.90, the trainer's of 1\.00"),
-        (swapped_image, 0, r"other features than the trainer of image image 1, .* those of the 3 other images don't"),
+        (swapped_image, 0, r"something else than the trainer of image image 1, .* those of the 3 other images don't"),
         (one_parameter_of_before, 0, "likely cause: stale weights"),
     ],
 )

@@ -11,7 +11,7 @@ from finecap_ray.captioners import load_captioner
 from finecap_ray.captioners.clipcap import ClipCapConfig, ClipCapForConditionalGeneration
 from finecap_ray.config import Settings, TrainableSettings, load_settings
 from finecap_ray.errors import ConfigError, MismatchError
-from finecap_ray.preflight import check_adapters, describe_training
+from finecap_ray.preflight import check_captioner, describe_training
 from finecap_ray.training.parts import load_trained, merged_weights, save_trained, set_trainable, share_frozen
 
 LORA = TrainableSettings(decoder="lora", lora_rank=2, lora_alpha=6)  # scale 3
@@ -150,10 +150,12 @@ def test_ndlb_s_language_side_has_as_many_numbers_as_the_paper_s_release():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rl.trainable={mapper: frozen, decoder: frozen}", "nothing trains"),
+        ("rl.trainable={vision: frozen, mapper: frozen, decoder: frozen}", "nothing trains"),
         ("rl.trainable.mapper=lora", "rl.trainable.mapper: Input should be 'full' or 'frozen', got 'lora'"),
         ("rl.trainable.lora_targets=[]", "rl.trainable.lora_targets"),
         ("rl.trainable.lora_rank=0", "rl.trainable.lora_rank"),
+        ("rl.trainable.vision=full", "the captioner is a ClipCap, whose features come with the bags"),
+        ("mle.epochs=0", "starts RL from captioner.spec, and none is given"),
     ],
 )
 def test_what_can_not_be_trained_is_refused(override, message):
@@ -175,6 +177,6 @@ def test_adapters_that_fit_nowhere_are_refused_before_ray_starts(tiny_captioner,
     for spec in (None, str(tiny_captioner)):
         settings = Settings.model_validate({"captioner": {"spec": spec}, "rl": {"trainable": trainable.model_dump()}})
         with pytest.raises(ConfigError, match=message):
-            check_adapters(settings)
+            check_captioner(settings)
         with pytest.raises(ConfigError, match=message):
             describe_training(settings, "rl")

@@ -51,7 +51,7 @@ def run(samplers, rewards, versions, bag_folder, captioner_folder, resources, tm
         first_version = next(versions)
         pool = samplers if samplers_of_run is None else samplers_of_run(samplers, first_version)
         job = RlJob(settings, str(captioner_folder), str(bag_folder), str(tmp_path), plan, None, pool, rewards)
-        rollouts = Rollouts(job)
+        rollouts = Rollouts(job, family)
         scored = {}
 
         def rollout(step, bags, policy):

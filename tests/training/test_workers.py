@@ -102,7 +102,7 @@ def train_with_sgd(config):
     model, processor = load_captioner(job.captioner)
     arguments = grpo_arguments(rl, f"{job.run_dir}/checkpoints", STEPS, MAX_TOKENS, use_gpu=False, seed=0)
     arguments.optim = "sgd"
-    rollouts = Rollouts(job)
+    rollouts = Rollouts(job, family)
     trainer = BagTrainer(
         model.train(),
         processor,
