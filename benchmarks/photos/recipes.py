@@ -1,0 +1,25 @@
+"""The recipes that are compared: what each changes in the preset. Estimator, step size and number of steps are the same for all."""
+
+from __future__ import annotations
+
+MLE = "mle"
+DEFAULT = "default"
+
+RECIPES: dict[str, list[str]] = {
+    # Self-retrieval among random images of the step (DiscriTune's reward).
+    "sr": [
+        "bags.kind=random",
+        "bags.sizes=[60]",
+        "rl.curriculum=[{bag_size: 60, epochs: 3}]",
+        "rl.reward.scope=batch",
+        "rl.reward.cider=0",
+    ],
+    # Steps are made of bags of look-alikes, of growing sizes, and all images of the step compete (No Detail Left Behind).
+    "sr_bagcurri": ["rl.reward.scope=batch", "rl.reward.cider=0"],
+    "sr_bagcurri_cider": ["rl.reward.scope=batch"],
+    DEFAULT: [],
+    # The default with one thing off.
+    "no_curriculum": ["bags.sizes=[5]", "rl.curriculum=[{bag_size: 5, epochs: 3}]"],
+    "no_cider": ["rl.reward.cider=0"],
+    "no_normalisation": ["rl.advantage=leave_one_out"],
+}
