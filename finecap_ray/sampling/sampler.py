@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,11 @@ class SamplerPool:
             [sampler.sync.remote(weights_version) for sampler in self.samplers], f"take weights {weights_version}"
         )
 
-    def fingerprints(self, weights_version: int) -> list[dict[str, str]]:
-        """Of the tensors of each sampler, by name."""
-        return self._get(
-            [sampler.fingerprints.remote(weights_version) for sampler in self.samplers],
-            f"say which weights they hold after the sync of weights {weights_version}",
-        )
+    def ask_fingerprints(self, weights_version: int) -> Callable[[], list[dict[str, str]]]:
+        """Lets every sampler take weights of at least that version. What is returned waits for their fingerprints: one dict
+        per sampler, tensor name -> fingerprint."""
+        asked = [sampler.fingerprints.remote(weights_version) for sampler in self.samplers]
+        return partial(self._get, asked, f"say which weights they hold after the sync of weights {weights_version}")
 
     def sample(
         self, weights_version: int, image_ids: Sequence[str], images: Any, spec, seeds: Sequence[int] | None

@@ -148,8 +148,9 @@ class Rollouts:
         images = [image for bag in bags for image in bag.images]
         weights = merged_weights(model)
         publish(self.job.samplers.board, step, weights, self.timeout_s)
-        # Asked for their fingerprints, the samplers take the weights first.
-        check_weights(fingerprints(weights), self.job.samplers.fingerprints(step), step)
+        # Asked for their fingerprints, the samplers take the weights first; the trainer's are made meanwhile.
+        held = self.job.samplers.ask_fingerprints(step)
+        check_weights(fingerprints(weights), held(), step)
         synced = time.perf_counter()
         rollouts = self._sample(step, images, self.spec)
         greedy = self._sample(step, images, self.greedy) if self.greedy else []

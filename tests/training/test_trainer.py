@@ -11,7 +11,7 @@ import torch
 
 from finecap_ray.bags.build import read_manifest
 from finecap_ray.bags.stream import plan_run, stream_bags
-from finecap_ray.captioners import load_captioner
+from finecap_ray.captioners import family_of, load_captioner
 from finecap_ray.config import CaptionerSettings, RewardSettings, RlSettings, Settings, Stage, TrainableSettings
 from finecap_ray.errors import DriftError, StaleWeightsError
 from finecap_ray.rewards.combine import total_reward
@@ -51,14 +51,14 @@ def run(samplers, rewards, versions, bag_folder, captioner_folder, resources, tm
         first_version = next(versions)
         pool = samplers if samplers_of_run is None else samplers_of_run(samplers, first_version)
         job = RlJob(settings, str(captioner_folder), str(bag_folder), str(tmp_path), plan, None, pool, rewards)
-        rollouts = Rollouts(job, family)
+        own, processor = load_captioner(captioner_folder)
+        rollouts = Rollouts(job, family_of(own.config, processor))
         scored = {}
 
         def rollout(step, bags, policy):
             scored[step] = rollouts(first_version + step, bags, policy)
             return scored[step] if wrap is None else wrap(step, scored[step], policy)
 
-        own, processor = load_captioner(captioner_folder)
         trainer = BagTrainer(
             (model or own).train(),
             processor,
@@ -239,8 +239,8 @@ class StaleSamplers:
     def __init__(self, samplers, first_version):
         self.samplers, self.board, self.first_version = samplers, samplers.board, first_version
 
-    def fingerprints(self, version):
-        return self.samplers.fingerprints(self.first_version)
+    def ask_fingerprints(self, version):
+        return self.samplers.ask_fingerprints(self.first_version)
 
     def sample(self, version, *arguments):
         return self.samplers.sample(self.first_version, *arguments)
@@ -268,7 +268,7 @@ def test_a_parameter_of_the_step_before_is_named(samplers, versions, captioner):
         model.model.mapper.out.bias.add_(0.1)
     version = next(versions)
     publish(samplers.board, version, model.state_dict(), timeout_s=60)
-    held = samplers.fingerprints(version)
+    held = samplers.ask_fingerprints(version)()
     check_weights(fingerprints(model.state_dict()), held, version)
     with pytest.raises(StaleWeightsError, match=r"sampler 0 is with another model.mapper.out.bias \("):
         check_weights(own, held, version)

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from finecap_ray.bags.build import read_manifest
 from finecap_ray.bags.stream import plan_run, stream_bags
-from finecap_ray.captioners import load_captioner
+from finecap_ray.captioners import family_of, load_captioner
 from finecap_ray.config import CaptionerSettings, RewardSettings, RlSettings, Settings, Stage
 from finecap_ray.errors import DeadlineError, RewardError
 from finecap_ray.records import Bag
@@ -63,8 +63,8 @@ class Renumbered:
     def board(self):
         return RenumberedBoard(self.samplers.board, self.first)
 
-    def fingerprints(self, version):
-        return self.samplers.fingerprints(self.first + version)
+    def ask_fingerprints(self, version):
+        return self.samplers.ask_fingerprints(self.first + version)
 
     def sample(self, version, *arguments):
         return self.samplers.sample(self.first + version, *arguments)
@@ -102,7 +102,7 @@ def train_with_sgd(config):
     model, processor = load_captioner(job.captioner)
     arguments = grpo_arguments(rl, f"{job.run_dir}/checkpoints", STEPS, MAX_TOKENS, use_gpu=False, seed=0)
     arguments.optim = "sgd"
-    rollouts = Rollouts(job, family)
+    rollouts = Rollouts(job, family_of(model.config, processor))
     trainer = BagTrainer(
         model.train(),
         processor,
