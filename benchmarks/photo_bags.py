@@ -16,54 +16,39 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from human_ceiling import DATA, RESULTS, TOWER, photo_features
 
 from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.source import BagSource
-from finecap_ray.config import BagSettings, TowerSettings
+from finecap_ray.config import BagSettings
 from finecap_ray.facts import describe_bags
 from finecap_ray.scorers.tower import load_tower
 
-RESULTS = Path(__file__).parent / "results"
-PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "flickr8k.parquet"
 RUN = Path("runs/photo_bags")
 SIZES = (2, 3, 5, 7, 10, 15, 20)
-TOWER = TowerSettings(model="tf_efficientnet_lite0", image_size=224)
-
-
-def features(rows: list[dict]) -> tuple[np.ndarray, str]:
-    """Features [N, F] float16 of the photos, and the digest of the tower."""
-    kept = RUN / "features.npz"
-    if not kept.is_file():
-        tower = load_tower(TOWER)
-        batches = [rows[start : start + TOWER.batch_size] for start in range(0, len(rows), TOWER.batch_size)]
-        made = np.concatenate([tower.embed([row["image"] for row in batch]).numpy() for batch in batches])
-        RUN.mkdir(parents=True, exist_ok=True)
-        np.savez(kept, features=made.astype(np.float16), digest=tower.digest)
-    with np.load(kept) as found:
-        return found["features"], str(found["digest"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--near-duplicate", type=float)
     arguments = parser.parse_args()
-    rows = pq.read_table(PHOTOS).to_pylist()
-    vectors, digest = features(rows)
+    rows, tower = pq.read_table(DATA / "flickr8k.parquet").to_pylist(), load_tower(TOWER)
+    vectors = photo_features(rows, tower, RUN).numpy()
     settings = BagSettings(near_duplicate=arguments.near_duplicate)
     splits = {}
     for split in sorted({row["split"] for row in rows}):
         own = [number for number, row in enumerate(rows) if row["split"] == split]
-        embeddings = vectors[own].astype(np.float32)
+        embeddings = vectors[own]
         source = BagSource(
             image_ids=[rows[number]["image_id"] for number in own],
             images=[rows[number]["image"] for number in own],
             captions=[rows[number]["captions"] for number in own],
             embeddings=embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
-            features=vectors[own],
+            features=embeddings.astype(np.float16),
             name=split,
             left_out={},
-            scorer={"name": TOWER.model, "digest": digest},
-            tower={"digest": digest},
+            scorer={"name": TOWER.model, "digest": tower.digest},
+            tower={"digest": tower.digest},
         )
         started = time.perf_counter()
         splits[split] = build_bags(source, RUN / "bags" / split, SIZES, settings, seed=0)

@@ -128,16 +128,9 @@ def bag_folder(bag_source, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def captioner_folder(emoji, tower, tmp_path_factory):
-    """A captioner of random weights, large enough for its distributions to be far from uniform.
-
-    One head of 32: vLLM on CPU has no attention kernel for narrower heads.
-    """
-    import torch
-
-    from finecap_ray.captioners.build import build_clipcap
-
-    settings = CaptionerSettings(
+def captioner_settings():
+    """One head of 32: vLLM on CPU has no attention kernel for narrower heads."""
+    return CaptionerSettings(
         prefix_length=2,
         mapper="mlp",
         mapper_width=32,
@@ -148,8 +141,17 @@ def captioner_folder(emoji, tower, tmp_path_factory):
         max_tokens=MAX_TOKENS,
         dropout=0,
     )
+
+
+@pytest.fixture(scope="session")
+def captioner_folder(captioner_settings, emoji, tower, tmp_path_factory):
+    """A captioner of random weights, large enough for its distributions to be far from uniform."""
+    import torch
+
+    from finecap_ray.captioners.build import build_clipcap
+
     captions = [text for own in emoji.captions for text in own]
-    model, processor = build_clipcap(settings, captions, tower.width, tower.digest, 0.0, seed=0)
+    model, processor = build_clipcap(captioner_settings, captions, tower.width, tower.digest, 0.0, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))

@@ -35,7 +35,8 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
     shared = _pipeline(piece.preset, root / "shared", 0, overrides, console)
     judge, scorer, bags = shared.judge.spec, shared.scorer.spec, shared.bags(piece.split).folder
 
-    start_folder = root / f"seed-{piece.seed}" / MLE
+    of_seed = root / f"seed-{piece.seed}"
+    start_folder = of_seed / MLE
     _link(root / "shared", start_folder, SCORERS)
     start = _pipeline(piece.preset, start_folder, piece.seed, overrides, console)
     captioner = start.mle
@@ -43,10 +44,10 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
         seconds, folder = captioner.seconds, captioner.folder
     else:
         changes = RECIPES[piece.recipe]
-        own = root / f"seed-{piece.seed}" / piece.recipe
+        own = of_seed / piece.recipe
         _link(start_folder, own, (*SCORERS, MLE))
         if not any(change.startswith("bags.") for change in changes):
-            _link(root / f"seed-{piece.seed}" / DEFAULT, own, ("bags",))
+            _link(of_seed / DEFAULT, own, ("bags",))
         trained = _pipeline(piece.preset, own, piece.seed, [*overrides, *changes], console).rl
         seconds, folder = trained.seconds, trained.folder / "captioner"
 

@@ -53,7 +53,13 @@ def device() -> str:
 
 
 def check_tower(settings: TowerSettings) -> None:
-    """Raises ConfigError for an unknown timm name or weights that don't exist, UnsupportedError where a hub is needed and absent."""
+    """Raises what `load_tower` does, and UnsupportedError where a hub is needed and absent."""
+    _check_names(settings)
+    if settings.weights != "package" and not settings.weights.endswith(".safetensors"):
+        check_hub(timm.models.get_pretrained_cfg(f"{settings.model}.{settings.weights}").hf_hub_id, "tower.weights")
+
+
+def _check_names(settings: TowerSettings) -> None:
     name, weights = settings.model, settings.weights
     if not timm.is_model(name):
         near = timm.list_models(f"*{name[:8]}*")[:5]
@@ -70,12 +76,11 @@ def check_tower(settings: TowerSettings) -> None:
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
         if weights not in tags:
             raise ConfigError(f"tower.weights: timm has no {weights!r} of {name}; it has {', '.join(tags) or 'none'}")
-        check_hub(timm.models.get_pretrained_cfg(f"{name}.{weights}").hf_hub_id, "tower.weights")
 
 
 def load_tower(settings: TowerSettings) -> FrozenTower:
-    """Raises what `check_tower` does."""
-    check_tower(settings)
+    """Raises ConfigError for an unknown timm name or weights that don't exist."""
+    _check_names(settings)  # not the hub: every actor loads a tower, and weights that are cached need none
     if settings.weights == "package":
         pooled = efficientnet_lite0()
         model = LevelPooled(pooled) if settings.model.endswith(LEVELS_SUFFIX) else pooled

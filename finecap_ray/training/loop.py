@@ -30,6 +30,7 @@ from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.sampling.weights import publish
 from finecap_ray.training import advantages
+from finecap_ray.training.checkpoints import last_checkpoint, steps_of
 from finecap_ray.training.guards import check_rewards, check_weights
 from finecap_ray.training.parts import merged_weights
 from finecap_ray.training.ray_train import run_workers
@@ -66,8 +67,8 @@ def train_rl(
     A checkpoint in `<run_dir>/checkpoints` is gone on from. Raises MismatchError when scorer, bags and captioner don't fit.
     """
     manifest = read_manifest(bags)
-    checkpoint = _last_checkpoint(Path(run_dir))
-    done = _step(checkpoint) // settings.rl.updates_per_step
+    checkpoint = last_checkpoint(Path(run_dir) / "checkpoints")
+    done = steps_of(checkpoint) // settings.rl.updates_per_step
     steps = plan_from(run_dir, manifest, settings.rl, settings.seed, done)
     samplers = SamplerPool(captioner, settings.resources, logs=f"{run_dir}/logs")
     bank = read_bank(bags) if settings.rl.reward.hard_negatives else None
@@ -202,13 +203,3 @@ def estimator(name: str):
         case "leave_one_out" | "group_mean" | "group_normalised" | "batch_mean" | "greedy":
             return getattr(advantages, name)
     raise ConfigError(f"no advantage {name!r}")
-
-
-def _last_checkpoint(run_dir: Path) -> str | None:
-    found = [path for path in (run_dir / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return str(max(found, key=_step)) if found else None
-
-
-def _step(checkpoint: str | Path | None) -> int:
-    """Optimizer steps that a checkpoint was made after."""
-    return 0 if checkpoint is None else int(Path(checkpoint).name.rsplit("-", 1)[1])

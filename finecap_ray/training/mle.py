@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import SaveStrategy
 
 from finecap_ray.captioners.build import build_clipcap
 from finecap_ray.captioners.loader import check_features, load_captioner
@@ -101,9 +100,8 @@ def run_mle(trainer: CaptionTrainer, job: MleJob) -> None:
         trainer.model.config.feature_dropout = 0.0
         trainer.model.eval().save_pretrained(job.out)
         trainer.processor.save_pretrained(job.out)
-        shutil.rmtree(
-            _checkpoints(job), ignore_errors=True
-        )  # a training that ended is done: nothing goes on from there
+        # A training that ended is done: nothing goes on from there.
+        shutil.rmtree(_checkpoints(job), ignore_errors=True)
 
 
 def _checkpoints(job: MleJob) -> Path:
@@ -113,12 +111,12 @@ def _checkpoints(job: MleJob) -> Path:
 def mle_arguments(settings: Settings, out: str, captions: int) -> TrainingArguments:
     """Of transformers' Trainer, for that many captions in the training split."""
     mle = settings.mle
-    arguments: dict[str, Any] = {"save_strategy": SaveStrategy.EPOCH, "save_total_limit": 1}
+    arguments: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 1}
     if mle.evaluations:
         every = max(1, mle_steps(mle, captions) // mle.evaluations)
         arguments = {
-            "eval_strategy": SaveStrategy.STEPS,
-            "save_strategy": SaveStrategy.STEPS,
+            "eval_strategy": "steps",
+            "save_strategy": "steps",
             "eval_steps": every,
             "save_steps": every,
             "save_total_limit": 2,  # the best and the last

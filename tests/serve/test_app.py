@@ -12,7 +12,7 @@ from PIL import Image
 
 from finecap_ray.captioners.build import build_clipcap
 from finecap_ray.captioning import CaptionerFacts, caption_files, find_captioner, run_settings, sampling_spec
-from finecap_ray.config import CaptionerSettings, ServeSettings, Settings, TowerSettings
+from finecap_ray.config import ServeSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, MismatchError
 from finecap_ray.scorers.tower import load_tower
 from finecap_ray.sources import read_examples
@@ -29,18 +29,9 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(captioner_settings, tmp_path_factory):
     tower = load_tower(TowerSettings())
-    settings = CaptionerSettings(
-        prefix_length=2,
-        mapper="mlp",
-        mapper_width=32,
-        width=32,
-        layers=1,
-        heads=1,
-        vocabulary=300,
-        max_tokens=MAX_TOKENS,
-    )
+    settings = captioner_settings.model_copy(update={"layers": 1, "vocabulary": 300})
     model, processor = build_clipcap(settings, ["a red apple", "a green pear"], tower.width, tower.digest, 0.0, seed=0)
     folder = tmp_path_factory.mktemp("run") / "captioner"
     model.save_pretrained(folder)

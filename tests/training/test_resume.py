@@ -12,7 +12,7 @@ from finecap_ray.bags.history import plan_from
 from finecap_ray.bags.stream import stream_bags
 from finecap_ray.config import BagSettings, RlSettings, Stage, TrainableSettings
 from finecap_ray.training.advantages import RunningMean
-from finecap_ray.training.loop import _last_checkpoint, _step
+from finecap_ray.training.checkpoints import last_checkpoint, steps_of
 from finecap_ray.training.parts import merged_weights
 
 IMAGES, FEATURES = 16, 16
@@ -81,8 +81,8 @@ def test_killed_at_every_step_it_ends_with_the_same_bits(
     seen = {}  # bags of each step
 
     def train(run_dir, killer):
-        checkpoint = _last_checkpoint(run_dir)
-        plan = plan_from(run_dir, manifest, RL, 0, _step(checkpoint))
+        checkpoint = last_checkpoint(run_dir / "checkpoints")
+        plan = plan_from(run_dir, manifest, RL, 0, steps_of(checkpoint))
         assert [step.epoch for step in plan][: EPOCH_ENDS[1] + 1].count(0) == EPOCH_ENDS[0]
         assert [plan[end].step for end in EPOCH_ENDS] == list(EPOCH_ENDS) and plan[EPOCH_ENDS[1]].bag_size == 3
 
