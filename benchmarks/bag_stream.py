@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from finecap_ray.bags.build import build_bags, part_path, shelves
+from finecap_ray.bags.bag_set import part_path, shelves
+from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.source import BagSource
 from finecap_ray.bags.stream import COLUMNS, plan_run, stream_bags
 from finecap_ray.cluster import connect

@@ -34,7 +34,7 @@ import numpy as np
 import ray
 from turns import TIMEOUT_S, Clock, Turns
 
-from finecap_ray.bags.build import read_manifest
+from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags
 from finecap_ray.cluster import absolute, connect
 from finecap_ray.config import Settings, Stage, load_settings

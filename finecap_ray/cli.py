@@ -137,7 +137,7 @@ def scorer_evaluate(
 def bags_build(overrides: Overrides = None, config: Config = "demo") -> None:
     """Mines the bags of the training split and of the evaluation's."""
     pipeline = _pipeline(load_settings(config, overrides or []))
-    from finecap_ray.bags.build import read_manifest
+    from finecap_ray.bags.bag_set import read_manifest
     from finecap_ray.facts import describe_bags
 
     for split in dict.fromkeys(["train", *pipeline.settings.evaluation.groups.values()]):

@@ -18,7 +18,8 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from finecap_ray.bags.build import build_bags, read_manifest
+from finecap_ray.bags.bag_set import read_manifest
+from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.embeddings import EmbeddingSet, compared_captions, embed_by_scorer
 from finecap_ray.bags.source import bag_source
 from finecap_ray.bags.stream import plan_run

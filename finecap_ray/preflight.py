@@ -34,7 +34,7 @@ def check_captioner(settings: Settings) -> None:
 
 def mined_bags(settings: Settings) -> dict[int, int]:
     """Number of bags per size of the training bag set in the run folder; empty where there is none."""
-    from finecap_ray.bags.build import MANIFEST_FILE, read_manifest
+    from finecap_ray.bags.bag_set import MANIFEST_FILE, read_manifest
 
     folder = Path(absolute(settings.run_dir)) / "bags" / "train"
     if not (folder / MANIFEST_FILE).is_file():

@@ -32,6 +32,8 @@ PURE = [
     "finecap_ray/evaluation/warrant.py",
     "finecap_ray/report/page.py",
 ]
+# What Ray Data's own workers load to read rows: there are many of them, and each would spend 10 s on model code.
+LIGHT = ["finecap_ray/bags/stream.py", "finecap_ray/sources/importer.py", "finecap_ray/sources/examples.py"]
 TOP_LEVEL = {
     *("finecap_ray", "jobs", "serve", "tests", "docs", "benchmarks", "tools", "requirements"),
     *("cluster.yaml", "pyproject.toml", "README.md", "Makefile", "LICENSE", "NOTICE"),
@@ -79,6 +81,11 @@ def test_an_unstable_package_is_imported_at_home_alone(package):
 @pytest.mark.parametrize("module", [module for module in PURE if (ROOT / module).exists()])
 def test_pure_modules_import_no_engine(module):
     assert not packages(imports_through(ROOT / module, set())) & {"ray", "vllm", "trl"}
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_readers_of_rows_load_no_model_code(module):
+    assert not packages(imports_through(ROOT / module, set())) & {"torch", "transformers", "open_clip", "timm", "vllm"}
 
 
 def test_the_start_of_the_interpreter_imports_nothing_else():

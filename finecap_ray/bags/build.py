@@ -1,7 +1,5 @@
 """Build a bag set: mined bags of several sizes as parquet, self-contained, with a manifest that says what made them.
 
-<folder>/size=5/part-00000.parquet ...   <folder>/manifest.json
-
 The bags most alike come first, so that a band of difficulty is a run of rows.
 """
 
@@ -9,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finecap_ray.bags.bag_set import MANIFEST_FILE, Shelf, part_path
 from finecap_ray.bags.conditional import word_labels
 from finecap_ray.bags.mining import bag_similarities, bags_of_neighbours, joint_embeddings, random_bags
 from finecap_ray.bags.neighbours import find_neighbours
 from finecap_ray.bags.source import BagSource
 from finecap_ray.bags.truematch import bag_rows, read_truematch
 from finecap_ray.config import BagSettings
-from finecap_ray.errors import DataError, MismatchError
+from finecap_ray.errors import DataError
 from finecap_ray.records import BAG_IMAGE_TYPE, BAG_SCHEMA, float16_lists
 
-MANIFEST_FILE = "manifest.json"
 IMAGES_PER_PART = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Shelf:
-    """How the bags of one size lie on disk: files and row groups of equal length, but for the last."""
-
-    bags: int
-    rows_per_group: int
-    rows_per_part: int
 
 
 def build_bags(
@@ -124,35 +113,6 @@ def mine_sizes(
         for size in sizes
     }
     return mined, asdict(found.search)
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / MANIFEST_FILE
-    if not path.is_file():
-        raise DataError(f"{folder} isn't a bag set: {MANIFEST_FILE} is missing (make one with `finecap bags build`)")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def check_scorer(manifest: dict[str, Any], scorer_digest: str) -> None:
-    """Raises MismatchError unless the embeddings in the bags are those of this scorer."""
-    made_by = manifest["scorer"]
-    if made_by["digest"] != scorer_digest:
-        raise MismatchError(
-            f"the bags hold embeddings of scorer {made_by['name']} ({made_by['digest']}), the reward's scorer is {scorer_digest}: "
-            "build the bags with the scorer that pays the reward"
-        )
-
-
-def shelves(manifest: dict[str, Any]) -> dict[int, Shelf]:
-    """Of each bag size of a set."""
-    return {
-        int(size): Shelf(facts["bags"], facts["rows_per_group"], facts["rows_per_part"])
-        for size, facts in manifest["sizes"].items()
-    }
-
-
-def part_path(folder: str | Path, size: int, part: int) -> Path:
-    return Path(folder) / f"size={size}" / f"part-{part:05d}.parquet"
 
 
 def _table(source: BagSource, bags: list[tuple[int, ...]], similarity: np.ndarray, first: int) -> pa.Table:

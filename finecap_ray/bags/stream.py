@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import ray
 
 from finecap_ray.bags import plan as plans
-from finecap_ray.bags.build import Shelf, part_path, read_manifest, shelves
+from finecap_ray.bags.bag_set import Shelf, part_path, read_manifest, shelves
 from finecap_ray.bags.order import Layout
 from finecap_ray.bags.plan import RunPlan
 from finecap_ray.config import RlSettings

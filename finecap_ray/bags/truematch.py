@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from finecap_ray.bags.bag_set import part_path, read_manifest, shelves
 from finecap_ray.errors import DataError, MismatchError
 
 BagIds = list[list[str]]
@@ -23,8 +24,6 @@ def write_truematch(bags: Iterable[Sequence[str]], path: str | Path) -> None:
 
 def export_bags(folder: str | Path, out: str | Path, sizes: Sequence[int] | None) -> int:
     """Writes the bags of a bag set (of some sizes, or all), and returns how many they are."""
-    from finecap_ray.bags.build import part_path, read_manifest, shelves  # which reads this format itself
-
     found = shelves(read_manifest(folder))
     absent = sorted(set(sizes or ()) - set(found))
     if absent:

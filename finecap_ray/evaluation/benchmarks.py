@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from finecap_ray.bags.build import read_manifest
+from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import read_bags
 from finecap_ray.cluster import get_within, work_within
 from finecap_ray.config import ResourceSettings, Settings

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finecap_ray.bags.build import Shelf, read_manifest, shelves
+from finecap_ray.bags.bag_set import Shelf, read_manifest, shelves
 from finecap_ray.bags.stream import take_bags
 from finecap_ray.errors import DataError
 from finecap_ray.records import Bag, bags_from_arrow

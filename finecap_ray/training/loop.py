@@ -13,7 +13,7 @@ import ray.train
 import torch
 from transformers import TrainerCallback
 
-from finecap_ray.bags.build import check_scorer, read_manifest
+from finecap_ray.bags.bag_set import check_scorer, read_manifest
 from finecap_ray.bags.history import plan_from
 from finecap_ray.bags.plan import RunPlan
 from finecap_ray.bags.stream import read_bank, stream_bags

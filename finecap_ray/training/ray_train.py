@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -25,9 +26,10 @@ def run_workers(
 ) -> None:
     """Runs `worker(config)` on every worker and waits. A FinecapError of a worker is raised here as itself."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    # By reference: Ray Train's controller, which passes it on, would load all model code to unpack it.
+    work = ray.put((worker, config))
     trainer = TorchTrainer(
-        partial(_run_worker, worker),
-        train_loop_config=config,
+        partial(_run_worker, work),
         torch_config=TorchConfig(
             backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(resources.step_timeout_s)
         ),
@@ -46,7 +48,8 @@ def run_workers(
         raise
 
 
-def _run_worker(worker: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+def _run_worker(work: ray.ObjectRef) -> None:
+    worker, config = ray.get(work)
     if ray.train.get_context().get_world_size() == 1:
         # accelerate takes any LOCAL_RANK for a distributed run, and wraps a lone model in DistributedDataParallel, whose
         # buckets cost 4 to 9 % of a small model's step and share nothing with anyone.

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from finecap_ray.bags.build import build_bags, check_scorer, read_manifest, shelves
+from finecap_ray.bags.bag_set import check_scorer, read_manifest, shelves
+from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.stream import read_bags
 from finecap_ray.config import BagSettings
 from finecap_ray.errors import DataError, MismatchError

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from finecap_ray.bags.build import build_bags, read_manifest
+from finecap_ray.bags.bag_set import read_manifest
+from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.stream import plan_run, read_bags, read_bank, stream_bags
 from finecap_ray.config import BagSettings, RlSettings, Stage
 

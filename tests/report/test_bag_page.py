@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from finecap_ray.bags.build import build_bags, read_manifest, shelves
+from finecap_ray.bags.bag_set import read_manifest, shelves
+from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.stream import read_bags
 from finecap_ray.config import BagSettings
 from finecap_ray.errors import DataError

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from finecap_ray.bags.build import BagSource, build_bags, read_manifest
+from finecap_ray.bags.bag_set import read_manifest
+from finecap_ray.bags.build import BagSource, build_bags
 from finecap_ray.bags.history import plan_from
 from finecap_ray.bags.stream import stream_bags
 from finecap_ray.config import BagSettings, RlSettings, Stage, TrainableSettings

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from finecap_ray.bags.build import read_manifest
+from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import plan_run, stream_bags
 from finecap_ray.captioners import family_of, load_captioner
 from finecap_ray.config import CaptionerSettings, RewardSettings, RlSettings, Settings, Stage, TrainableSettings
