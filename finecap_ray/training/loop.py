@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,8 @@ def _worker(config: dict[str, Any]) -> None:
         settings.resources.use_gpu,
         settings.seed,
     )
-    rollouts = Rollouts(job, family)
-    if settings.rl.num_workers > 1:
-        rollouts = SharedRollouts(rollouts, settings.resources.step_timeout_s)
+    own = Rollouts(job, family)
+    rollouts = SharedRollouts(own, settings.resources.step_timeout_s) if settings.rl.num_workers > 1 else own
     with_images = family.reads == "image"
     trainer = BagTrainer(
         model,
@@ -120,6 +119,7 @@ def _worker(config: dict[str, Any]) -> None:
         rollout=rollouts,
         estimator=estimator(settings.rl.advantage),
         callbacks=[
+            SendWeights(own, settings.rl.updates_per_step),
             MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard", settings.rl.updates_per_step),
             *job.callbacks,
         ],
@@ -132,6 +132,14 @@ def _worker(config: dict[str, Any]) -> None:
         processor.save_pretrained(run_dir / "captioner")
 
 
+@dataclass(frozen=True, slots=True)
+class SentWeights:
+    version: int
+    fingerprints: dict[str, str]  # the trainer's
+    held: Callable[[], list[dict[str, str]]]  # waits for the samplers'
+    seconds: float  # that sending took the trainer
+
+
 class Rollouts:
     """Captions and rewards of one step: publish the weights, sample, score. Of several workers the first calls it, for all."""
 
@@ -141,17 +149,24 @@ class Rollouts:
         self.spec = SamplingSpec(rl.captions_per_image, job.settings.captioner.max_tokens, rl.temperature)
         self.greedy = replace(self.spec, captions_per_image=1, temperature=0.0) if rl.advantage == "greedy" else None
         self.timeout_s = job.settings.resources.step_timeout_s
+        self._sent: SentWeights | None = None
+
+    def send(self, step: int, model: torch.nn.Module) -> SentWeights:
+        """Publishes the weights of a step and lets the samplers take them, without waiting for that."""
+        started = time.perf_counter()
+        weights = merged_weights(model)
+        publish(self.job.samplers.board, step, weights, self.timeout_s)
+        held = self.job.samplers.ask_fingerprints(step)
+        self._sent = SentWeights(step, fingerprints(weights), held, time.perf_counter() - started)
+        return self._sent
 
     def __call__(self, step: int, bags: list[Bag], model: torch.nn.Module):
         from finecap_ray.training.trainer import ScoredRollouts
 
-        started = time.perf_counter()
         images = [image for bag in bags for image in bag.images]
-        weights = merged_weights(model)
-        publish(self.job.samplers.board, step, weights, self.timeout_s)
-        # Asked for their fingerprints, the samplers take the weights first; the trainer's are made meanwhile.
-        held = self.job.samplers.ask_fingerprints(step)
-        check_weights(fingerprints(weights), held(), step)
+        sent = self._sent if self._sent is not None and self._sent.version == step else self.send(step, model)
+        started = time.perf_counter()
+        check_weights(sent.fingerprints, sent.held(), step)
         synced = time.perf_counter()
         rollouts = self._sample(step, images, self.spec)
         greedy = self._sample(step, images, self.greedy) if self.greedy else []
@@ -162,7 +177,7 @@ class Rollouts:
         has_signal = images_with_signal(self.job.settings.rl.reward, has_references)
         seen = reply.metrics | check_rewards(reply.components, [image.image_id for image in images], has_signal)
         metrics = seen | {
-            "seconds/sync": synced - started,
+            "seconds/sync": sent.seconds + synced - started,
             "seconds/sampling": sampled - synced,
             "seconds/scoring": time.perf_counter() - sampled,
             "captions": len(rollouts),
@@ -179,6 +194,18 @@ class Rollouts:
             spec,
             [caption_seed(self.job.settings.seed, step, image.image_id) for image in images],
         )
+
+
+class SendWeights(TrainerCallback):
+    """Sends the weights as soon as the step has updated them: the samplers take them while the trainer logs and saves."""
+
+    def __init__(self, rollouts: Rollouts, updates_per_step: int) -> None:
+        self.rollouts, self.updates = rollouts, updates_per_step
+
+    def on_step_end(self, args, state, control, model=None, **unused: Any) -> None:
+        step, rest = divmod(state.global_step, self.updates)
+        if rest == 0 and state.global_step < state.max_steps and state.is_world_process_zero:
+            self.rollouts.send(step, model)
 
 
 def _reward_request(bags: list[Bag], rollouts: list[Rollout]) -> RewardRequest:

@@ -20,7 +20,7 @@ from finecap_ray.errors import DeadlineError, RewardError
 from finecap_ray.records import Bag
 from finecap_ray.rewards.actor import RewardPool
 from finecap_ray.sampling.sampler import SamplerPool
-from finecap_ray.training.loop import RlJob, Rollouts, estimator
+from finecap_ray.training.loop import RlJob, Rollouts, SendWeights, estimator
 from finecap_ray.training.ray_train import run_workers
 from finecap_ray.training.trainer import BagTrainer, ScoredRollouts, grpo_arguments
 from finecap_ray.training.workers import SharedRollouts, divide, gather_rows
@@ -111,7 +111,7 @@ def train_with_sgd(config):
         bags=lambda step: stream_bags(job.bags, job.steps.from_step(step), rank),
         rollout=SharedRollouts(rollouts, settings.resources.step_timeout_s) if rl.num_workers > 1 else rollouts,
         estimator=estimator(rl.advantage),
-        callbacks=[seen],
+        callbacks=[SendWeights(rollouts, rl.updates_per_step), seen],
     )
     trainer.train()
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
