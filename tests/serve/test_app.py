@@ -205,40 +205,17 @@ def test_a_captioner_of_another_tower_is_refused(checkpoint, tmp_path):
         deploy(Settings(), str(other))
 
 
-@pytest.fixture(scope="module")
-def vlm_checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "vlm"
-    save_tiny("qwen2_5_vl", folder)
-    return folder
-
-
-def test_an_image_text_model_captions_files(ray_session, vlm_checkpoint, images, tmp_path):
+def test_an_image_text_model_captions_files(ray_session, images, tmp_path):
     """As `finecap caption` does: the tower of the settings is a ClipCap's, and isn't asked."""
+    save_tiny("qwen2_5_vl", tmp_path / "vlm")
     paths = []
     for row, image in enumerate(images[:3]):
         (tmp_path / f"{row}.webp").write_bytes(image)
         paths.append(str(tmp_path / f"{row}.webp"))
-    captioner = find_captioner(vlm_checkpoint)
+    captioner = find_captioner(tmp_path / "vlm")
     captions = caption_files(paths, captioner, run_settings(captioner, None), 2, None, 6)
     assert [caption.image for caption in captions] == [path for path in paths for _ in range(2)]
     assert len({caption.text for caption in captions}) > 2
-
-
-@pytest.mark.usefixtures("service")
-def test_an_image_text_model_is_served_in_the_place_of_the_other(vlm_checkpoint, images):
-    """Last of those that use the service: it is then this model's."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    take_down()
-    url = deploy(Settings(serve=ServeSettings(port=port)), str(vlm_checkpoint))
-    with httpx.Client(base_url=url, timeout=60) as client:
-        assert client.get("/healthz").json()["limits"]["max_tokens"] == 256
-        first, again = (client.post("/v1/captions", files={"image": images[0]}, data={"max_tokens": 5}) for _ in "12")
-        assert first.json()["captions"] == again.json()["captions"]
-        [caption] = first.json()["captions"]
-        assert 1 <= caption["tokens"] <= 5 and caption["logprob"] < 0
-        assert refusal(client.post("/v1/captions", files={"image": b"not an image"})) == (400, "not_an_image")
 
 
 def test_how_captions_are_drawn():
