@@ -208,7 +208,7 @@ def vlm(request, ray_session, resources, emoji, tmp_path_factory):
 
 def pictures(images):
     """Four of them, scaled to 40 x 90 and other sizes."""
-    sizes = ((40, 90), (200, 60), (64, 96), (300, 200))
+    sizes = ((40, 90), (200, 60), (64, 96), (300, 100))
     found = []
     for row, size in enumerate(sizes):
         file = io.BytesIO()
