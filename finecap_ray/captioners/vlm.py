@@ -98,9 +98,11 @@ class Vlm(ABC):
     def save_for_engine(self, model: PreTrainedModel, folder: Path) -> None:
         """Never tied: vLLM packs the output layer for the CPU on its own, and a reload that doesn't name it leaves the old one."""
         config = type(model.config)(**model.config.to_dict())
-        config.architectures = [type(model).__name__]
         for one in (config, config.get_text_config()):
             one.tie_word_embeddings = False
+            one.architectures = [
+                type(model).__name__
+            ]  # vllm 0.29 on CPU asks the decoder's config of a Qwen3-VL as well
         config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
