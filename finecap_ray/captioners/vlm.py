@@ -112,6 +112,8 @@ class Vlm(ABC):
             "limit_mm_per_prompt": {"image": 1, "video": 0},
             "mm_processor_cache_gb": 0,  # an image is asked for once per step
             "skip_mm_profiling": True,
+            # Else vllm 0.29 has the Qwen models scale pixels by buffers that a start without weights (load_format) overwrites.
+            "mm_device_do_normalize": False,
         }
 
     def engine_names(self, model: PreTrainedModel) -> Mapping[str, str]:
