@@ -199,7 +199,7 @@ def vlm(request, ray_session, resources, emoji, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp(request.param)
     save_tiny(request.param, folder, tied=request.param != "qwen3_vl")
-    one = resources.model_copy(update={"samplers": 1})
+    one = resources.model_copy(update={"samplers": 1, "sampler_max_sequences": 128})
     pool = SamplerPool(str(folder), one, logs=str(tmp_path_factory.mktemp("logs")))
     pool.wait_until_ready()
     yield TinyVlm(request.param, folder, pool, pictures(emoji.images))

@@ -32,13 +32,17 @@ def loaded(vlm):
 
 @pytest.fixture
 def sample(vlm, versions):
-    """A function: weights are published, and the pictures captioned with them."""
+    """A function: weights are published, and the pictures captioned with them, together or one by one."""
 
-    def go(model, family, spec=SPEC):
+    def go(model, family, spec=SPEC, together=4):
         version = next(versions)
         publish(vlm.samplers.board, version, model.state_dict(), timeout_s=120)
-        names = [image.image_id for image in vlm.images]
-        return vlm.samplers.sample(version, names, family.images_of(vlm.images), spec, [1, 2, 3, 4])
+        rollouts = []
+        for start in range(0, len(vlm.images), together):
+            own = vlm.images[start : start + together]
+            names, seeds = [image.image_id for image in own], range(start, start + len(own))
+            rollouts += vlm.samplers.sample(version, names, family.images_of(own), spec, seeds)
+        return rollouts
 
     return go
 
@@ -121,6 +125,14 @@ def test_prompts_hold_the_trainer_s_image_tokens_and_captions_none(vlm, loaded, 
     assert largest_drift(model, images, rollouts) <= LARGEST
     with pytest.raises(MismatchError, match="'picture 0' came with a prompt of"):
         check_captions(rollouts, names, SPEC.captions_per_image, images.prompts[::-1], *expected[1:])
+
+
+def test_captions_do_not_depend_on_how_many_are_asked_for_at_once(loaded, sample):
+    """128 prompts hold more tokens than vLLM takes in a step (4,096 on a CPU)."""
+    spec = SamplingSpec(captions_per_image=32, max_tokens=4)
+    together, alone = sample(*loaded, spec), sample(*loaded, spec, together=1)
+    assert sum(len(rollout.prompt_token_ids) for rollout in together) > 4096
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
 
 
 def test_captions_of_one_prompt_have_the_loss_and_gradients_of_captions_with_a_prompt_each(vlm, loaded):
