@@ -25,12 +25,14 @@ import ray
 from rl_throughput import Workload, make_run, measure_ours, measure_trl, read_workload
 from turns import TIMEOUT_S, Turns
 
+from finecap_ray.captioners import load_captioner
 from finecap_ray.captioners.tiny import save_tiny
 from finecap_ray.cluster import absolute, connect
 from finecap_ray.config import Settings, load_settings
 
 RESULTS = Path(__file__).parent / "results"
 KIND, BAG_SIZE = "qwen2_5_vl", 5
+IMAGE_SIZE, MAX_TOKENS = 224, 20  # pixels, which are 64 tokens; of a caption
 TARGET = 4  # times TRL
 
 
@@ -60,9 +62,13 @@ def main() -> None:
 
 def vlm_workload(settings: Settings, run_dir: str, captioner: str, steps: int, warm_up: int) -> Workload:
     """The bags and scorer of a run, with a tiny image-text model in the place of its captioner, which is written there."""
+    start = settings.captioner.model_copy(
+        update={"spec": captioner, "image_size": IMAGE_SIZE, "max_tokens": MAX_TOKENS}
+    )
     save_tiny(KIND, captioner)
+    for part in load_captioner(captioner, start):
+        part.save_pretrained(captioner)
     rl = settings.rl.model_copy(update={"images_per_step": 20, "captions_per_image": 6, "micro_batch": 120})
-    start = settings.captioner.model_copy(update={"spec": captioner})
     changed = settings.model_copy(update={"rl": rl, "captioner": start})
     return replace(read_workload(changed, run_dir, BAG_SIZE, steps, warm_up), captioner=captioner)
 
@@ -78,6 +84,7 @@ def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any]) -> di
             "captions_per_image": rl.captions_per_image,
             "captions": captions,
             "bag_size": BAG_SIZE,
+            "image_size": IMAGE_SIZE,
             "max_tokens": workload.settings.captioner.max_tokens,
             "bf16": rl.bf16,
         },
@@ -95,7 +102,7 @@ def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any]) -> di
 def table(result: dict[str, Any]) -> str:
     batch, rate, step = result["batch"], result["captions_per_s"], result["step_s"]
     lines = [
-        f"Tiny Qwen2.5-VL, float32, {batch['images']} images x {batch['captions_per_image']} captions a step, medians of "
+        f"Tiny Qwen2.5-VL, float32, {batch['images']} images x {batch['captions_per_image']} captions a step, images of {batch['image_size']} pixels, medians of "
         f"{result['steps']} steps in turns, {result['machine']['cpus']} CPUs.",
         "",
         "| | s per step | captions/s | tokens per caption |",
