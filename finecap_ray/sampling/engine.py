@@ -55,7 +55,7 @@ class CaptionEngine:
                 load_format="dummy",
                 max_num_seqs=max_sequences,
                 enforce_eager=not torch.cuda.is_available(),
-                enable_prefix_caching=family.reads == "image",  # the captions of an image share its prompt
+                enable_prefix_caching=False,
                 # A prompt that a step of the engine has no room for is cut, what is drawn behind the piece thrown away, and the
                 # generator of its seed turned back: on a CPU there is no turning back.
                 enable_chunked_prefill=torch.cuda.is_available(),
