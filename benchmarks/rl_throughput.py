@@ -155,7 +155,8 @@ def measure_trl(workload: Workload, out: str, turns: Any) -> dict[str, Any]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from finecap_ray.captioners import load_captioner
+    from finecap_ray.captioners import family_of, load_captioner
+    from finecap_ray.images import decode_image
     from finecap_ray.rewards.actor import RewardActor
     from finecap_ray.rewards.combine import component_weights, total_reward
     from finecap_ray.rewards.component import RewardRequest
@@ -168,6 +169,7 @@ def measure_trl(workload: Workload, out: str, turns: Any) -> dict[str, Any]:
     weights = component_weights(rl.reward)
     model, processor = load_captioner(workload.captioner)
     end = processor.tokenizer.eos_token_id
+    features = family_of(model.config, processor).reads == "features"
     images = [image for bags in workload.steps for bag in bags for image in bag.images]
     bag_of = [number for number, bag in enumerate(bag for bags in workload.steps for bag in bags) for _ in bag.images]
 
@@ -186,11 +188,14 @@ def measure_trl(workload: Workload, out: str, turns: Any) -> dict[str, Any]:
         )
         return total_reward(reply.components, weights).tolist()
 
-    prompt = [{"role": "user", "content": "Describe the image."}]
+    prompt = [{"role": "user", "content": settings.captioner.prompt}]
     dataset = Dataset.from_dict(
         {
             "prompt": [prompt] * len(images),
-            "image": [image.features.astype(np.float32).tolist() for image in images],
+            "image": [
+                image.features.astype(np.float32).tolist() if features else decode_image(image.image)
+                for image in images
+            ],
             "row": list(range(len(images))),
         }
     )

@@ -1,10 +1,12 @@
 """Where the time of an RL step goes, and how long a step of NDLB's shape takes, on this machine.
 
     python benchmarks/step.py clipcap --run-dir runs/demo    (scorer, captioner and bags of a finished demo; without it, small ones)
+    python benchmarks/step.py vlm                            (likewise, but for the captioner)
     python benchmarks/step.py ndlb
 
 clipcap   The real loop, `train_rl`, in turns with forward and backward of the very same captions in plain torch: the policy
           doesn't change (learning rate 0) and a caption's seed is its own, so both processes have the same ones.
+vlm       The same with a tiny Qwen2.5-VL of random weights. In plain torch every caption has the prompt and the image before it.
 ndlb      Steps of the shape and size of NDLB's: 100 images with one caption each, GPT-2 small behind ClipCap's mapper,
           features and embeddings of 512 numbers in the bags, a text tower of ViT-B/32 for the reward; LoRA on the decoder as
           in the preset. The weights are random, so that captions have all 40 tokens. In float32 and in bfloat16, in turns.
@@ -20,6 +22,7 @@ import os
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ import numpy as np
 import ray
 from rl_throughput import Workload, make_run, read_workload
 from turns import TIMEOUT_S, Clock, Turns
+from vlm_step import vlm_workload
 
 from finecap_ray.bags.build import BagSource, build_bags
 from finecap_ray.cluster import absolute, connect
@@ -42,22 +46,22 @@ IMAGES, WIDTH = 400, 512  # of the bag set of NDLB's shape; of its features and 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=("clipcap", "ndlb"))
+    parser.add_argument("shape", choices=("clipcap", "vlm", "ndlb"))
     parser.add_argument(
-        "--run-dir", type=Path, help="clipcap: a finished run, of which scorer, mle and bags/train are used"
+        "--run-dir", type=Path, help="clipcap, vlm: a finished run, of which scorer, mle and bags/train are used"
     )
     parser.add_argument("--steps", type=int, help="steps that are measured; default 20, ndlb 5")
     parser.add_argument("--warm-up", type=int, default=2, help="first steps that are left out")
     parser.add_argument("--micro-batch", type=int, default=50, help="ndlb: captions per forward pass")
     options = parser.parse_args()
-    steps = options.steps or {"clipcap": 20, "ndlb": 5}[options.shape]
+    steps = options.steps or {"clipcap": 20, "vlm": 20, "ndlb": 5}[options.shape]
     if min(options.warm_up, steps) < 1:
         parser.error("--warm-up and --steps must be 1 or more")
     with tempfile.TemporaryDirectory() as scratch:
-        if options.shape == "clipcap":
-            result = measure_clipcap(options.run_dir, scratch, steps, options.warm_up)
-        else:
+        if options.shape == "ndlb":
             result = measure_ndlb(scratch, steps, options.warm_up, options.micro_batch)
+        else:
+            result = measure_parts(options.shape, options.run_dir, scratch, steps, options.warm_up)
     path = RESULTS / "step.json"
     every = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     every[options.shape] = {"cpus": os.cpu_count()} | result
@@ -67,14 +71,17 @@ def main() -> None:
     print(text)
 
 
-# --- ClipCap, against the bare update
+# --- ClipCap and a tiny image-text model, against the bare update
 
 
-def measure_clipcap(run_dir: Path | None, scratch: str, steps: int, warm_up: int) -> dict[str, Any]:
+def measure_parts(shape: str, run_dir: Path | None, scratch: str, steps: int, warm_up: int) -> dict[str, Any]:
     folder = absolute(run_dir or scratch)
     settings = load_settings(f"{folder}/config.yaml") if run_dir else make_run(folder)
     connect(settings.resources)
-    workload = read_workload(settings, folder, settings.rl.curriculum[-1].bag_size, steps, warm_up)
+    if shape == "vlm":
+        workload = vlm_workload(settings, folder, f"{scratch}/captioner", steps, warm_up)
+    else:
+        workload = read_workload(settings, folder, settings.rl.curriculum[-1].bag_size, steps, warm_up)
     turns = Turns.remote(["ours", "bare"])
     bare = bare_updates.remote(workload, turns)
     ours = train(workload, f"{scratch}/ours", turns, "ours")
@@ -117,7 +124,8 @@ def bare_updates(workload: Workload, turns: Any) -> list[float]:
     """Seconds of forward and backward of the captions of every step, in micro-batches as ours."""
     import torch
 
-    from finecap_ray.captioners import load_captioner
+    from finecap_ray.captioners import family_of, load_captioner
+    from finecap_ray.captioners.family import StepImages
     from finecap_ray.sampling.engine import CaptionEngine
     from finecap_ray.sampling.seeds import caption_seed
     from finecap_ray.sampling.spec import SamplingSpec
@@ -134,17 +142,26 @@ def bare_updates(workload: Workload, turns: Any) -> list[float]:
     )
     engine.load(0, model.state_dict())
     spec = SamplingSpec(rl.captions_per_image, settings.captioner.max_tokens, rl.temperature)
-    prompt, end = processor.prompt_token_ids(), processor.tokenizer.eos_token_id
+    family, end = family_of(model.config, processor), processor.tokenizer.eos_token_id
 
-    def forward_and_backward(captions: list[tuple[tuple[int, ...], np.ndarray]]) -> None:
-        longest = max(len(tokens) for tokens, _ in captions)
-        ids = torch.tensor([[*prompt, *tokens, *[end] * (longest - len(tokens))] for tokens, _ in captions])
-        inside = torch.arange(longest) < torch.tensor([[len(tokens)] for tokens, _ in captions])
-        mask = torch.cat([torch.ones(len(ids), len(prompt)).bool(), inside], dim=1).long()
-        pixels = torch.from_numpy(np.stack([features for _, features in captions]).astype(np.float32))
+    def forward_and_backward(images: StepImages, captions: list[tuple[int, tuple[int, ...]]]) -> None:
+        """captions: of which image, and its tokens."""
+        longest = max(len(tokens) for _, tokens in captions)
+        rows = torch.tensor([row for row, _ in captions])
+        texts = torch.tensor([[*tokens, *[end] * (longest - len(tokens))] for _, tokens in captions])
+        inside = torch.arange(longest) < torch.tensor([[len(tokens)] for _, tokens in captions])
+        inputs = images.of(rows)
+        if "prompt_ids" in inputs:
+            prompts, prompt_mask = inputs.pop("prompt_ids"), inputs.pop("prompt_mask")
+        else:
+            prompts = torch.tensor([images.prompts[row] for row in rows])
+            prompt_mask = torch.ones_like(prompts)
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, longest))
+        ids, mask = torch.cat([prompts, texts], dim=1), torch.cat([prompt_mask, inside.long()], dim=1)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rl.bf16):
-            outputs = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, logits_to_keep=longest + 1)
-        labels = ids[:, len(prompt) :].masked_fill(~inside, -100)
+            outputs = model(input_ids=ids, attention_mask=mask, logits_to_keep=longest + 1, **inputs)
+        labels = texts.masked_fill(~inside, -100)
         logits = outputs.logits[:, :-1].float()
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100).backward()
 
@@ -153,13 +170,13 @@ def bare_updates(workload: Workload, turns: Any) -> list[float]:
     for step, bags in enumerate(workload.steps):
         images = [image for bag in bags for image in bag.images]
         seeds = [caption_seed(settings.seed, step, image.image_id) for image in images]
-        features = np.stack([image.features for image in images])
         clock.on_step_begin()
-        rollouts = engine.sample([image.image_id for image in images], features, spec, seeds)
-        captions = [(one.token_ids, features[place // rl.captions_per_image]) for place, one in enumerate(rollouts)]
+        rollouts = engine.sample([image.image_id for image in images], family.images_of(images), spec, seeds)
+        captions = [(place // rl.captions_per_image, one.token_ids) for place, one in enumerate(rollouts)]
+        read = family.read(images, "cpu")
         started = time.perf_counter()
         for start in range(0, len(captions), rl.micro_batch):
-            forward_and_backward(captions[start : start + rl.micro_batch])
+            forward_and_backward(read, captions[start : start + rl.micro_batch])
         model.zero_grad()
         seconds.append(time.perf_counter() - started)
     clock.on_train_end()
@@ -267,11 +284,11 @@ def make_ndlb(scorer: str, captioner: str, bags: str) -> None:
 # --- tables
 
 
-def clipcap_table(result: dict[str, Any]) -> str:
+def parts_table(captioner: str, result: dict[str, Any]) -> str:
     step = result["step_s"]
     return "\n".join(
         [
-            f"ClipCap, {result['captions']} captions a step, medians of {result['steps']} steps, {result['cpus']} CPUs: "
+            f"{captioner}, {result['captions']} captions a step, medians of {result['steps']} steps, {result['cpus']} CPUs: "
             f"{step:.2f} s per step.",
             "",
             "| part | s | share |",
@@ -305,7 +322,11 @@ def ndlb_table(result: dict[str, Any]) -> str:
     )
 
 
-TABLES = {"clipcap": clipcap_table, "ndlb": ndlb_table}
+TABLES = {
+    "clipcap": partial(parts_table, "ClipCap"),
+    "vlm": partial(parts_table, "Tiny Qwen2.5-VL"),
+    "ndlb": ndlb_table,
+}
 
 
 if __name__ == "__main__":

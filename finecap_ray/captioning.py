@@ -1,12 +1,14 @@
-"""Captions of images with a trained captioner: the frozen tower and the caption engine of one checkpoint.
+"""Captions of images with a trained captioner: the caption engine of one checkpoint, and a ClipCap's frozen tower.
 
-    encoded image --prepare--> pixels --tower--> features --engine--> rollouts
+    encoded image --prepare--> pixels --tower--> features --engine--> rollouts     (ClipCap)
+    encoded image --prepare--> the same           ---------engine--> rollouts     (image-text models)
 
 `finecap caption` runs it in one Ray task, the service (`serve/`) in every replica.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from PIL import Image
 
 from finecap_ray.cluster import absolute, connect, get_within
 from finecap_ray.config import ResourceSettings, Settings, TowerSettings, load_settings
 from finecap_ray.errors import ConfigError, DataError
+from finecap_ray.images import decode_image
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.spec import SamplingSpec
 
@@ -43,31 +47,34 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded captioner and the tower whose features it was trained on."""
+    """A loaded captioner and the tower whose features it was trained on; None where it sees the images itself."""
 
     facts: CaptionerFacts
     model: Any
     processor: Any
-    tower: Any
+    tower: Any | None
 
 
 def open_checkpoint(captioner: str, tower: TowerSettings) -> Checkpoint:
     """Raises DataError where there is no captioner, MismatchError when it was trained on another tower's features."""
-    from finecap_ray.captioners.loader import check_features, load_captioner
+    from finecap_ray.captioners import family_of, load_captioner
+    from finecap_ray.captioners.loader import check_features
     from finecap_ray.scorers.digest import weight_digest
     from finecap_ray.scorers.tower import load_tower
 
     model, processor = load_captioner(captioner)
-    frozen = load_tower(tower)
-    check_features(model, frozen.digest, frozen.width)
+    family, frozen = family_of(model.config, processor), None
+    if family.reads == "features":
+        frozen = load_tower(tower)
+        check_features(model, frozen.digest, frozen.width)
     folder = Path(captioner)
-    longest = model.config.text_config.max_position_embeddings - model.config.prefix_length
-    facts = CaptionerFacts(f"{folder.parent.name}/{folder.name}", weight_digest(model.state_dict()), longest)
+    name = f"{folder.parent.name}/{folder.name}"
+    facts = CaptionerFacts(name, weight_digest(model.state_dict()), family.longest_caption)
     return Checkpoint(facts, model, processor, frozen)
 
 
 class ImageCaptioner:
-    """Tower and engine of one captioner, in this process."""
+    """Engine of one captioner, and its tower where it has one, in this process."""
 
     def __init__(self, checkpoint: Checkpoint, batch_size: int, resources: ResourceSettings) -> None:
         """`batch_size` is the number of images that the tower sees at a time."""
@@ -88,38 +95,38 @@ class ImageCaptioner:
 
     def warm_up(self) -> None:
         """Captions a grey image: the first captions of an engine take seconds, the later ones milliseconds."""
+        grey = io.BytesIO()
+        Image.new("RGB", (256, 256), "grey").save(grey, "PNG")
+        self.caption([self.prepare(grey.getvalue())], [SamplingSpec(1, 2, 0.0)])
+
+    def prepare(self, image: bytes) -> Any:
+        """Pixels [3, S, S] of an encoded image; without a tower the image as it is. Raises DataError for bytes that aren't one."""
+        decoded = decode_image(image)
+        return image if self._tower is None else self._tower.preprocess(decoded)
+
+    def engine_inputs(self, prepared: Sequence) -> Any:
+        """What the engine takes of prepared images: features [N, F] float16, as the captioner's training kept them, or images."""
         import torch
 
-        size = self._tower.image_size
-        self.caption([torch.zeros(3, size, size)], [SamplingSpec(1, 2, 0.0)])
-
-    def prepare(self, image: bytes):
-        """Pixels [3, S, S] of an encoded image. Raises DataError for bytes that aren't an image."""
-        from finecap_ray.scorers.tower import decode_image
-
-        return self._tower.preprocess(decode_image(image))
-
-    def features(self, pixels: Sequence):
-        """What the frozen tower sees of prepared images: [N, F] float16, as the captioner's training kept them."""
-        import torch
-
+        if self._tower is None:
+            return list(prepared)
         with torch.inference_mode():
             parts = [
-                self._tower.model(torch.stack(list(pixels[start : start + self._batch_size])))
-                for start in range(0, len(pixels), self._batch_size)
+                self._tower.model(torch.stack(list(prepared[start : start + self._batch_size])))
+                for start in range(0, len(prepared), self._batch_size)
             ]
         return torch.cat(parts).half().numpy()
 
-    def caption(self, pixels: Sequence, specs: Sequence[SamplingSpec]) -> list[list[Rollout]]:
+    def caption(self, prepared: Sequence, specs: Sequence[SamplingSpec]) -> list[list[Rollout]]:
         """Per prepared image, captions as its spec asks for."""
-        names = [str(row) for row in range(len(pixels))]
-        return self.caption_features(names, self.features(pixels), specs)
+        names = [str(row) for row in range(len(prepared))]
+        return self.caption_inputs(names, self.engine_inputs(prepared), specs)
 
-    def caption_features(
-        self, image_ids: Sequence[str], features, specs: Sequence[SamplingSpec], seeds: Sequence[int] | None = None
+    def caption_inputs(
+        self, image_ids: Sequence[str], inputs: Any, specs: Sequence[SamplingSpec], seeds: Sequence[int] | None = None
     ) -> list[list[Rollout]]:
-        """Per image, by its features [N, F], captions as its spec asks for; see CaptionEngine.sample for the seeds."""
-        rollouts = iter(self._engine.sample(image_ids, features, specs, seeds))
+        """Likewise, of what `engine_inputs` gave; see CaptionEngine.sample for the seeds."""
+        rollouts = iter(self._engine.sample(image_ids, inputs, specs, seeds))
         return [[next(rollouts) for _ in range(spec.captions_per_image)] for spec in specs]
 
 
@@ -212,8 +219,6 @@ def _caption_images(
 
 
 def _read_images(paths: Sequence[str]) -> list[bytes]:
-    from finecap_ray.scorers.tower import decode_image
-
     images, bad = [], []
     for path in paths:
         try:
@@ -227,8 +232,10 @@ def _read_images(paths: Sequence[str]) -> list[bytes]:
 
 
 def _is_captioner(config: Path) -> bool:
+    from finecap_ray.captioners.families import FAMILIES
+
     try:
         tree = json.loads(config.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    return isinstance(tree, dict) and tree.get("model_type") == "clipcap"
+    return isinstance(tree, dict) and tree.get("model_type") in FAMILIES

@@ -51,8 +51,8 @@ class Pipeline:
     def __init__(self, settings: Settings, stages: Stages, narrator: Narrator) -> None:
         """Connects to Ray. Raises ConfigError for impossible batch arithmetic, adapters or models, before that."""
         rl_arithmetic(settings.rl, {})
-        check_captioner(settings)
         check_models(settings)
+        check_captioner(settings)
         self.settings, self.stages, self.narrator = settings, stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
         self.logs = str(self.run_dir / "logs")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from finecap_ray.cluster import absolute
 from finecap_ray.config import Settings
-from finecap_ray.errors import DataError
+from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.stages import STAGE_FILE
 from finecap_ray.training.arithmetic import describe_mle, describe_rl
 
@@ -24,12 +24,33 @@ def describe_training(settings: Settings, stage: TrainingStage) -> str:
 
 def check_captioner(settings: Settings) -> None:
     """Raises DataError, UnsupportedError or MismatchError for a captioner that isn't there, or that trainer and sampler don't
-    both run, and ConfigError where what is to train isn't part of it."""
+    both run, and ConfigError where what is to train isn't part of it, or its captions can't be as long as they may be."""
     # Only then are transformers imported and an architecture built, which takes seconds.
     if settings.captioner.spec is not None or settings.rl.trainable.decoder == "lora":
         from finecap_ray.training.parts import check_trainable
 
         check_trainable(settings)
+    if settings.captioner.spec is not None:
+        _check_start(settings)
+
+
+def _check_start(settings: Settings) -> None:
+    from finecap_ray.captioners import family_of
+    from finecap_ray.captioners.loader import load_processor
+
+    captioner = settings.captioner
+    family = family_of(*load_processor(captioner.spec, captioner))
+    if captioner.max_tokens > family.longest_caption:
+        smaller = ", or captioner.image_size" if family.reads == "image" else ""
+        raise ConfigError(
+            f"captioner.max_tokens={captioner.max_tokens}: behind its longest prompt {captioner.spec} has room for "
+            f"{max(0, family.longest_caption)} tokens: lower max_tokens{smaller}"
+        )
+    if family.reads == "image" and settings.mle.epochs:
+        raise ConfigError(
+            f"mle.epochs={settings.mle.epochs}: maximum likelihood trains a ClipCap, and {captioner.spec} is an image-text "
+            "model: set mle.epochs=0, and RL starts from it as it is"
+        )
 
 
 def mined_bags(settings: Settings) -> dict[int, int]:

@@ -1,6 +1,6 @@
-"""The Ray Serve application: `Service` answers HTTP, `Captioner` holds tower and engine.
+"""The Ray Serve application: `Service` answers HTTP, `Captioner` holds the engine, and a ClipCap's tower.
 
-request -> Service: read, refuse -> Captioner: decode -> batch of those that arrived together -> tower, vLLM
+request -> Service: read, refuse -> Captioner: decode -> batch of those that arrived together -> (tower,) vLLM
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ HEALTH_TIMEOUT_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    pixels: Any  # [3, S, S]
+    prepared: Any  # by ImageCaptioner.prepare
     spec: SamplingSpec
 
 
@@ -78,14 +78,14 @@ class Captioner:
 
     async def caption(self, image: bytes, spec: SamplingSpec) -> list[Rollout]:
         """Raises DataError for an image that can't be decoded to its end; its neighbours don't notice."""
-        pixels = await asyncio.to_thread(self._captioner.prepare, image)
-        return await self._caption_batch(Job(pixels, spec))
+        prepared = await asyncio.to_thread(self._captioner.prepare, image)
+        return await self._caption_batch(Job(prepared, spec))
 
     @serve.batch
     async def _caption_batch(self, jobs: list[Job]) -> list[list[Rollout]]:
         work = asyncio.get_running_loop().run_in_executor
         return await work(
-            self._thread, self._captioner.caption, [job.pixels for job in jobs], [job.spec for job in jobs]
+            self._thread, self._captioner.caption, [job.prepared for job in jobs], [job.spec for job in jobs]
         )
 
 

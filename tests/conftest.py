@@ -3,6 +3,7 @@
 The images of the bags are garbage bytes: whatever trains on these bags can't have looked at them.
 """
 
+import io
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from finecap_ray.config import (
     ScorerSettings,
     TowerSettings,
 )
+from finecap_ray.images import decode_image
+from finecap_ray.records import BagImage
 
 IMAGE_SIZE = 64  # pixels; a quarter of the work of the default
 MAX_TOKENS = 8
@@ -178,6 +181,42 @@ def samplers(ray_session, captioner_folder, resources, tmp_path_factory):
     pool.wait_until_ready()
     yield pool
     pool.close()
+
+
+@dataclass(frozen=True)
+class TinyVlm:
+    """An image-text captioner of random weights, and a sampler of it."""
+
+    kind: str
+    folder: Path
+    samplers: object
+    images: list  # BagImage, no two of one size, and none square
+
+
+@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl", "idefics3"])
+def vlm(request, ray_session, resources, emoji, tmp_path_factory):
+    """One kind after the other, so that one engine at a time is up. Two of them tie word embeddings and output layer."""
+    from finecap_ray.captioners.tiny import save_tiny
+    from finecap_ray.sampling.sampler import SamplerPool
+
+    folder = tmp_path_factory.mktemp(request.param)
+    save_tiny(request.param, folder, tied=request.param != "qwen3_vl")
+    one = resources.model_copy(update={"samplers": 1, "sampler_max_sequences": 128})
+    pool = SamplerPool(str(folder), one, logs=str(tmp_path_factory.mktemp("logs")))
+    pool.wait_until_ready()
+    yield TinyVlm(request.param, folder, pool, pictures(emoji.images))
+    pool.close()
+
+
+def pictures(images):
+    """Four of them, scaled to 40 x 90 and other sizes."""
+    sizes = ((40, 90), (200, 60), (64, 96), (300, 100))
+    found = []
+    for row, size in enumerate(sizes):
+        file = io.BytesIO()
+        decode_image(images[row]).resize(size).save(file, "PNG")
+        found.append(BagImage(f"picture {row}", file.getvalue(), ("a caption",), None, None))
+    return found
 
 
 @pytest.fixture(scope="session")

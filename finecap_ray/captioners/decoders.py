@@ -50,6 +50,16 @@ def check_decoder(name: str) -> None:
         raise UnsupportedError(f"captioner.decoder: {name!r} is a {config.model_type}, no causal language model")
 
 
+def decoder_config(name: str) -> PreTrainedConfig:
+    """The architecture of a decoder, whatever its size where it is from scratch. Raises what `check_decoder` does."""
+    check_decoder(name)
+    if name == SCRATCH:
+        return GPT2Config(n_layer=1)
+    if name == SMOLLM2:
+        return AutoConfig.from_pretrained(_smollm2_folder(), gguf_file=_SMOLLM2_FILE)
+    return AutoConfig.from_pretrained(name)
+
+
 def scratch_config(settings: CaptionerSettings, vocabulary: int, end: int) -> GPT2Config:
     """Of a GPT-2-like decoder that ends a caption with the token `end`."""
     return GPT2Config(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,14 +26,15 @@ from finecap_ray.records import BagImage
 
 # Added to the logits of banned tokens: no probability is left in float32, and p log p is 0 and not the NaN of infinity.
 BANNED_LOGIT = -1e4
-LONGEST_CAPTION = 256  # tokens; what the engine keeps room for behind a prompt
+LONGEST_CAPTION = (
+    256  # tokens; what the engine keeps room for behind the longest prompt, where the model reads that many
+)
 PROMPT_FIELD = "caption_prompt"  # of a saved config
 
 
 class Vlm(ABC):
     reads: ImageInput = "image"
     whole_images = True
-    longest_caption = LONGEST_CAPTION
     prefixes: ClassVar[dict[Part, tuple[str, ...]]]  # of names of parameters; the first that fits counts
 
     def __init__(self, config: PreTrainedConfig, processor: ProcessorMixin) -> None:
@@ -71,6 +73,10 @@ class Vlm(ABC):
 
     # --- Family
 
+    @cached_property
+    def longest_caption(self) -> int:
+        return min(LONGEST_CAPTION, self.config.get_text_config().max_position_embeddings - self.longest_prompt)
+
     @classmethod
     def part_of(cls, name: str) -> Part:
         return next((part for part, starts in cls.prefixes.items() if name.startswith(starts)), "decoder")
@@ -92,19 +98,22 @@ class Vlm(ABC):
     def save_for_engine(self, model: PreTrainedModel, folder: Path) -> None:
         """Never tied: vLLM packs the output layer for the CPU on its own, and a reload that doesn't name it leaves the old one."""
         config = type(model.config)(**model.config.to_dict())
-        config.architectures = [type(model).__name__]
         for one in (config, config.get_text_config()):
             one.tie_word_embeddings = False
+            one.architectures = [
+                type(model).__name__
+            ]  # vllm 0.29 on CPU asks the decoder's config of a Qwen3-VL as well
         config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def engine_options(self) -> dict[str, Any]:
-        room = self._longest_prompt() + self.longest_caption
         return {
-            "max_model_len": min(room, self.config.get_text_config().max_position_embeddings),
+            "max_model_len": self.longest_prompt + self.longest_caption,
             "limit_mm_per_prompt": {"image": 1, "video": 0},
             "mm_processor_cache_gb": 0,  # an image is asked for once per step
             "skip_mm_profiling": True,
+            # Else vllm 0.29 has the Qwen models scale pixels by buffers that a start without weights (load_format) overwrites.
+            "mm_device_do_normalize": False,
         }
 
     def engine_names(self, model: PreTrainedModel) -> Mapping[str, str]:
@@ -157,7 +166,9 @@ class Vlm(ABC):
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
 
-    def _longest_prompt(self) -> int:
+    @cached_property
+    def longest_prompt(self) -> int:
+        """Tokens, with an image of which the processor makes the most."""
         return self.process(Image.new("RGB", self.largest_image()))["input_ids"].shape[1]
 
 

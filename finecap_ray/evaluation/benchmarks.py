@@ -210,7 +210,11 @@ def _sample(
     settings: Settings, images: Sequence[BagImage], captioners: dict[str, str], logs: str
 ) -> tuple[dict[str, list[Rollout]], float]:
     """Greedy captions of every image by every captioner, and captions per second of the last one (the engine is warm by then)."""
-    ids, features = [image.image_id for image in images], np.stack([image.features for image in images])
+    from finecap_ray.captioners import family_of
+    from finecap_ray.captioners.loader import load_processor
+
+    ids = [image.image_id for image in images]
+    inputs = family_of(*load_processor(next(iter(captioners.values())))).images_of(images)
     spec = SamplingSpec(captions_per_image=1, max_tokens=settings.captioner.max_tokens, temperature=0.0)
     pool = SamplerPool(next(iter(captioners.values())), settings.resources, logs)
     rollouts = {}
@@ -219,7 +223,7 @@ def _sample(
         for version, (system, captioner) in enumerate(captioners.items()):
             pool.publish_captioner(version, captioner)
             pool.sync(version)
-            rollouts[system], seconds = pool.timed_sample(version, ids, features, spec)
+            rollouts[system], seconds = pool.timed_sample(version, ids, inputs, spec)
     finally:
         pool.close()
     return rollouts, len(ids) / seconds

@@ -252,7 +252,7 @@ def _sample(settings: Settings, rows: list[dict[str, Any]], checkpoint: str, dec
 def _show(actor, facts: JudgeFacts, rows: list[dict[str, Any]], sampled: Captioned | None) -> None:
     """The images, as features where the captioner's tower is the scorer's own: they are there already."""
     ids = [row["image_id"] for row in rows]
-    if sampled is not None and facts.tower_digest == sampled.tower_digest:
+    if sampled is not None and sampled.tower_digest is not None and facts.tower_digest == sampled.tower_digest:
         actor.show.remote(ids, None, np.stack([sampled.features[image_id] for image_id in ids]))
     else:
         actor.show.remote(ids, [row["image"] for row in rows], None)

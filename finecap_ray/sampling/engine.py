@@ -56,6 +56,9 @@ class CaptionEngine:
                 max_num_seqs=max_sequences,
                 enforce_eager=not torch.cuda.is_available(),
                 enable_prefix_caching=False,
+                # A prompt that a step of the engine has no room for is cut, what is drawn behind the piece thrown away, and the
+                # generator of its seed turned back: on a CPU there is no turning back.
+                enable_chunked_prefill=torch.cuda.is_available(),
                 logprobs_mode="processed_logprobs",
                 logits_processors=_without(family.banned_token_ids),
                 disable_log_stats=True,

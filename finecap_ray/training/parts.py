@@ -12,9 +12,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageTextToText, GPT2Config, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from finecap_ray.captioners.clipcap import ClipCapConfig
+from finecap_ray.captioners.decoders import decoder_config
 from finecap_ray.captioners.families import family_class
 from finecap_ray.captioners.family import Part
 from finecap_ray.config import Settings, TrainableSettings
@@ -27,21 +29,18 @@ _ADAPTER = "default"
 def check_trainable(settings: Settings) -> None:
     """Raises ConfigError for parts that the captioner doesn't have, or LoRA targets that a part doesn't have.
 
-    Reads the captioner's config, not its weights.
+    Reads the captioner's config (of a ClipCap that MLE will make its decoder's), not its weights.
     """
     from finecap_ray.captioners.loader import load_processor
 
-    spec, trainable = settings.captioner.spec, settings.rl.trainable
-    if spec is None:
-        if trainable.decoder == "lora":
-            with torch.device("meta"):
-                decoder = AutoModel.from_config(GPT2Config(n_layer=1))
-            _check_targets(decoder, "decoder", trainable.lora_targets, "lora_targets")
-        return
-    config, _ = load_processor(spec, settings.captioner)
+    captioner = settings.captioner
+    if captioner.spec is None:
+        config = ClipCapConfig(text_config=decoder_config(captioner.decoder))
+    else:
+        config, _ = load_processor(captioner.spec, captioner)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    _adapted_modules(model, trainable)
+    _adapted_matrices(model, settings.rl.trainable)
 
 
 def set_trainable(model: PreTrainedModel, settings: TrainableSettings, seed: int) -> None:
@@ -50,41 +49,39 @@ def set_trainable(model: PreTrainedModel, settings: TrainableSettings, seed: int
     `seed` is that of the adapters' A; B is 0. Raises ConfigError for parts or targets that the captioner doesn't have.
     """
     family = family_class(model.config.model_type)
-    adapted = _adapted_modules(model, settings)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(getattr(settings, family.part_of(name)) == "full")
-    for module, targets in adapted:
+    for module, names in _adapted_matrices(model, settings):
         lora = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
-            target_modules=list(targets),
+            target_modules=names,
             lora_dropout=0.0,  # the log-probs that train have to be those that were sampled from
             fan_in_fan_out=any(isinstance(inner, Conv1D) for inner in module.modules()),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(lora, module, _ADAPTER)
+    # Afterwards: peft freezes all that a module holds beside its adapters, and the mapper may lie in the image tower.
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name or getattr(settings, family.part_of(name)) == "full")
 
 
-def _adapted_modules(
-    model: PreTrainedModel, settings: TrainableSettings
-) -> list[tuple[torch.nn.Module, tuple[str, ...]]]:
-    """The modules that get adapters, with their targets. Raises ConfigError for what isn't there."""
+def _adapted_matrices(model: PreTrainedModel, settings: TrainableSettings) -> list[tuple[torch.nn.Module, list[str]]]:
+    """The modules that get adapters, and the names of their matrices that do. Raises ConfigError for what isn't there."""
     family = family_class(model.config.model_type)
     if settings.vision != "frozen" and family.module(model, "vision") is None:
         raise ConfigError(
             f"rl.trainable.vision={settings.vision}: a {model.config.model_type} captioner has no image tower of its own, its "
             "features come with the bags; leave it frozen"
         )
-    wanted: dict[Part, tuple[str, ...]] = {}
+    wanted: dict[Part, tuple[str, tuple[str, ...]]] = {}
     if settings.decoder == "lora":
-        wanted["decoder"] = settings.lora_targets
+        wanted["decoder"] = ("lora_targets", settings.lora_targets)
     if settings.vision == "lora":
-        wanted["vision"] = settings.vision_lora_targets
-    for part, targets in wanted.items():
-        key = "lora_targets" if part == "decoder" else "vision_lora_targets"
-        _check_targets(family.module(model, part), part, targets, key)
-    return [(family.module(model, part), targets) for part, targets in wanted.items()]
+        wanted["vision"] = ("vision_lora_targets", settings.vision_lora_targets)
+    return [
+        (family.module(model, part), _matrices(model, family, part, targets, key))
+        for part, (key, targets) in wanted.items()
+    ]
 
 
 def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -150,10 +147,17 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def _check_targets(module: torch.nn.Module, part: Part, targets: tuple[str, ...], key: str) -> None:
-    modules = dict(module.named_modules())
+def _matrices(model: PreTrainedModel, family: type, part: Part, targets: tuple[str, ...], key: str) -> list[str]:
+    """Names, within the module of a part, of its matrices whose names end with a target."""
+    module = family.module(model, part)
+    (path,) = (name for name, inner in model.named_modules() if inner is module)
+    # An image tower may hold the mapper, which is a part of its own.
+    modules = {
+        name: inner for name, inner in module.named_modules() if name and family.part_of(f"{path}.{name}.") == part
+    }
     linear = {name for name, inner in modules.items() if isinstance(inner, torch.nn.Linear | Conv1D)}
     known = sorted({_within_layer(name) for name in linear})
+    matrices = set()
     for target in targets:
         found = {name for name in modules if name == target or name.endswith(f".{target}")}
         if not found or not found <= linear:
@@ -161,6 +165,8 @@ def _check_targets(module: torch.nn.Module, part: Part, targets: tuple[str, ...]
             raise ConfigError(
                 f"rl.trainable.{key}: {target!r} {what} in a {part} of type {module.config.model_type}, which has {', '.join(known)}"
             )
+        matrices |= found
+    return sorted(matrices)
 
 
 def _within_layer(name: str) -> str:

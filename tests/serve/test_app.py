@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from finecap_ray.captioners.build import build_clipcap
+from finecap_ray.captioners.tiny import save_tiny
 from finecap_ray.captioning import CaptionerFacts, caption_files, find_captioner, run_settings, sampling_spec
 from finecap_ray.config import ServeSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, MismatchError
@@ -193,6 +194,19 @@ def test_a_captioner_of_another_tower_is_refused(checkpoint, tmp_path):
     (other / "config.json").write_text(json.dumps(config | {"feature_tower": "f" * 16}))
     with pytest.raises(MismatchError, match="f" * 16):
         deploy(Settings(), str(other))
+
+
+def test_an_image_text_model_captions_files(ray_session, images, tmp_path):
+    """As `finecap caption` does: the tower of the settings is a ClipCap's, and isn't asked."""
+    save_tiny("qwen2_5_vl", tmp_path / "vlm")
+    paths = []
+    for row, image in enumerate(images[:3]):
+        (tmp_path / f"{row}.webp").write_bytes(image)
+        paths.append(str(tmp_path / f"{row}.webp"))
+    captioner = find_captioner(tmp_path / "vlm")
+    captions = caption_files(paths, captioner, run_settings(captioner, None), 2, None, 6)
+    assert [caption.image for caption in captions] == [path for path in paths for _ in range(2)]
+    assert len({caption.text for caption in captions}) > 2
 
 
 def test_how_captions_are_drawn():

@@ -1,0 +1,129 @@
+"""Captions per second of our RL step on an image-text model, against TRL's own GRPOTrainer with transformers' generate.
+
+    python benchmarks/vlm_step.py --run-dir runs/demo        (scorer and bags of a finished demo)
+    python benchmarks/vlm_step.py                            (makes small ones first)
+
+A tiny Qwen2.5-VL of random weights, trained in all its parts; both take the same weights, images, prompt, batch, reward, dtype
+(float32) and threads. They take turns, step by step, as in rl_throughput.py, where the two sides are described; the ratio is
+the median over the rounds. The learning rate is 0: the update is computed in full, and changes nothing. TRL's model has our
+ban on image tokens as well: without it TRL's step fails on the first caption that holds one. First steps are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from rl_throughput import Workload, make_run, measure_ours, measure_trl, read_workload
+from turns import TIMEOUT_S, Turns
+
+from finecap_ray.captioners import load_captioner
+from finecap_ray.captioners.tiny import save_tiny
+from finecap_ray.cluster import absolute, connect
+from finecap_ray.config import Settings, load_settings
+
+RESULTS = Path(__file__).parent / "results"
+KIND, BAG_SIZE = "qwen2_5_vl", 5
+IMAGE_SIZE, MAX_TOKENS = 224, 20  # pixels, which are 64 tokens; of a caption
+TARGET = 4  # times TRL
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run-dir", type=Path, help="a finished run, of which scorer and bags/train are used")
+    parser.add_argument("--steps", type=int, default=8, help="steps that are measured")
+    parser.add_argument("--warm-up", type=int, default=2, help="first steps that are left out")
+    options = parser.parse_args()
+    if min(options.warm_up, options.steps) < 1:
+        parser.error("--warm-up and --steps must be 1 or more")
+    with tempfile.TemporaryDirectory() as scratch:
+        run_dir = absolute(options.run_dir or scratch)
+        settings = load_settings(f"{run_dir}/config.yaml") if options.run_dir else make_run(run_dir)
+        connect(settings.resources)
+        workload = vlm_workload(settings, run_dir, f"{scratch}/captioner", options.steps, options.warm_up)
+        turns = Turns.remote(["ours", "trl"])
+        other = measure_trl.remote(workload, f"{scratch}/trl", turns)
+        ours = measure_ours(workload, f"{scratch}/ours", turns)
+        trl = ray.get(other, timeout=TIMEOUT_S)
+    result = summary(workload, ours, trl)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "vlm_step.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "vlm_step.md").write_text(table(result), encoding="utf-8")
+    print(table(result))
+
+
+def vlm_workload(settings: Settings, run_dir: str, captioner: str, steps: int, warm_up: int) -> Workload:
+    """The bags and scorer of a run, with a tiny image-text model in the place of its captioner, which is written there."""
+    start = settings.captioner.model_copy(
+        update={"spec": captioner, "image_size": IMAGE_SIZE, "max_tokens": MAX_TOKENS}
+    )
+    save_tiny(KIND, captioner)
+    for part in load_captioner(captioner, start):
+        part.save_pretrained(captioner)
+    rl = settings.rl.model_copy(update={"images_per_step": 20, "captions_per_image": 6, "micro_batch": 120})
+    changed = settings.model_copy(update={"rl": rl, "captioner": start})
+    return replace(read_workload(changed, run_dir, BAG_SIZE, steps, warm_up), captioner=captioner)
+
+
+def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any]) -> dict[str, Any]:
+    captions, rl = workload.captions_per_step, workload.settings.rl
+    every = {"ours": np.array(ours["step_s"]), "trl": np.array(trl["step_s"])}
+    step_s = {name: float(np.median(own)) for name, own in every.items()}
+    return {
+        "machine": {"cpus": os.cpu_count(), "threads": workload.settings.resources.threads, "kind": platform.machine()},
+        "batch": {
+            "images": captions // rl.captions_per_image,
+            "captions_per_image": rl.captions_per_image,
+            "captions": captions,
+            "bag_size": BAG_SIZE,
+            "image_size": IMAGE_SIZE,
+            "max_tokens": workload.settings.captioner.max_tokens,
+            "bf16": rl.bf16,
+        },
+        "steps": len(every["ours"]),
+        "captions_per_s": {name: captions / seconds for name, seconds in step_s.items()},
+        "ratio_to_trl": float(np.median(every["trl"] / every["ours"])),
+        "step_s": step_s,
+        "parts_s": ours["parts_s"] | {"other": step_s["ours"] - sum(ours["parts_s"].values())},
+        "tokens_per_caption": {name: own["tokens_per_caption"] for name, own in (("ours", ours), ("trl", trl))},
+        "mean_reward": {"ours": ours["reward"], "trl": trl["reward"]},
+        "every_step_s": {name: own.round(3).tolist() for name, own in every.items()},
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    batch, rate, step = result["batch"], result["captions_per_s"], result["step_s"]
+    lines = [
+        f"Tiny Qwen2.5-VL, float32, {batch['images']} images x {batch['captions_per_image']} captions a step, images of {batch['image_size']} pixels, medians of "
+        f"{result['steps']} steps in turns, {result['machine']['cpus']} CPUs.",
+        "",
+        "| | s per step | captions/s | tokens per caption |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {name} | {step[key]:.2f} | {rate[key]:.1f} | {result['tokens_per_caption'][key]:.1f} |"
+            for key, name in (("ours", "finecap-ray"), ("trl", "TRL's GRPOTrainer, transformers' generate"))
+        ),
+        "",
+        f"**{result['ratio_to_trl']:.2f} times TRL** (target: {TARGET} or more).",
+        "",
+        "| part of our step | s | share |",
+        "|---|---:|---:|",
+        *(
+            f"| {part} | {value:.2f} | {100 * value / step['ours']:.0f} % |"
+            for part, value in result["parts_s"].items()
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
