@@ -50,6 +50,18 @@ def check_decoder(name: str) -> None:
         raise UnsupportedError(f"captioner.decoder: {name!r} is a {config.model_type}, no causal language model")
 
 
+def decoder_config(name: str) -> PreTrainedConfig:
+    """Of the decoder of that name, without weights: which architecture it is, and what its matrices are called.
+
+    Raises as `check_decoder`.
+    """
+    if name == SCRATCH:
+        return GPT2Config(n_layer=1)
+    check_decoder(name)
+    folder, file = _where(name)
+    return AutoConfig.from_pretrained(folder, gguf_file=file) if file else AutoConfig.from_pretrained(folder)
+
+
 def scratch_config(settings: CaptionerSettings, vocabulary: int, end: int) -> GPT2Config:
     """Of a GPT-2-like decoder that ends a caption with the token `end`."""
     return GPT2Config(
@@ -89,9 +101,9 @@ def load_decoder(name: str, longest: int) -> tuple[PreTrainedModel, PreTrainedTo
     Raises ConfigError and UnsupportedError as `check_decoder`, and MismatchError for a tokenizer or a length that doesn't fit.
     """
     check_decoder(name)
-    where = (_smollm2_folder(), _SMOLLM2_FILE) if name == SMOLLM2 else (name, None)
-    model = AutoModelForCausalLM.from_pretrained(where[0], gguf_file=where[1], dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(where[0], gguf_file=where[1])
+    folder, file = _where(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     config = model.config
     if len(tokenizer) > config.vocab_size:
         raise MismatchError(
@@ -116,6 +128,11 @@ def _shorten(name: str, config: PreTrainedConfig, longest: int) -> None:
     rotary = getattr(config, "rope_parameters", None)
     if rotary and rotary.get("rope_type") == "default":
         config.max_position_embeddings = longest
+
+
+def _where(name: str) -> tuple[str, str | None]:
+    """Folder or hub name, and the file in it where that isn't in the form of transformers."""
+    return (_smollm2_folder(), _SMOLLM2_FILE) if name == SMOLLM2 else (name, None)
 
 
 def _smollm2_folder() -> str:
