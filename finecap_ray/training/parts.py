@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finecap_ray.captioners.decoders import decoder_config
+from finecap_ray.captioners.decoders import architecture
 from finecap_ray.captioners.families import family_class
 from finecap_ray.captioners.family import Part
 from finecap_ray.config import Settings, TrainableSettings
@@ -36,7 +36,7 @@ def check_trainable(settings: Settings) -> None:
     if spec is None:
         if trainable.decoder == "lora":
             with torch.device("meta"):
-                decoder = AutoModel.from_config(decoder_config(settings.captioner.decoder))
+                decoder = AutoModel.from_config(architecture(settings.captioner.decoder))
             _check_targets(decoder, "decoder", trainable.lora_targets, "lora_targets")
         return
     config, _ = load_processor(spec, settings.captioner)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from finecap_ray.captioners.build import build_clipcap
-from finecap_ray.captioning import CaptionerFacts, caption_files, find_captioner, run_settings, sampling_spec
+from finecap_ray.captioning import CaptionerFacts, find_captioner, run_settings, sampling_spec
 from finecap_ray.config import CaptionerSettings, ServeSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, MismatchError
 from finecap_ray.scorers.tower import load_tower
@@ -228,11 +228,3 @@ def test_the_settings_of_the_run_are_found(tmp_path):
     assert run_settings(captioner, None, ["serve.port=8123"]).serve.port == 8123
     assert run_settings(captioner, "demo").tower == TowerSettings()
     assert run_settings("/captioner", None).tower == TowerSettings()
-
-
-def test_files_that_are_no_images_are_named_before_anything_starts(tmp_path, images, checkpoint):
-    good, bad = tmp_path / "good.webp", tmp_path / "bad.png"
-    good.write_bytes(images[0])
-    bad.write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"2 of 3 files(?s:.*)bad\.png(?s:.*)missing\.png"):
-        caption_files([str(good), str(bad), str(tmp_path / "missing.png")], str(checkpoint), Settings(), 1, None, None)
