@@ -37,7 +37,7 @@ def export_captioner(source: str | Path, out: str | Path, dtype: Dtype | None = 
     config, processor = load_processor(captioner)
     model = AutoModelForImageTextToText.from_pretrained(captioner, config=config, dtype=dtype or "auto")
     settings = run_settings(str(captioner), None) if run_folder(str(captioner)) else None
-    card = model_card(CaptionerOfRun.of(captioner), model, processor, settings, name=target.name)
+    card = model_card(CaptionerOfRun.of(captioner), model, settings, name=target.name)
 
     # Under another name until all of it is there: what is seen is whole.
     unfinished = target.with_name(f".{target.name}.unfinished")

@@ -13,8 +13,9 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
+from finecap_ray.captioners.vlm import PROMPT_FIELD
 from finecap_ray.captioning import run_folder
 from finecap_ray.config import ScorerSettings, Settings
 from finecap_ray.evaluation.present import summary_markdown
@@ -53,9 +54,7 @@ class CaptionerOfRun:
         return self.read("evaluation/summary.json") if same else None
 
 
-def model_card(
-    captioner: CaptionerOfRun, model: PreTrainedModel, processor: ProcessorMixin, settings: Settings | None, name: str
-) -> ModelCard:
+def model_card(captioner: CaptionerOfRun, model: PreTrainedModel, settings: Settings | None, name: str) -> ModelCard:
     """`settings` are those of the run that the captioner lies in, None where it lies in none."""
     summary = captioner.summary()
     clipcap = model.config.model_type == "clipcap"
@@ -79,12 +78,12 @@ def model_card(
         class_name=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         clipcap=clipcap,
-        prompt=None if clipcap else processor_prompt(model, processor),
+        prompt=getattr(model.config, PROMPT_FIELD, None),
         settings=settings,
         start=start,
         stage=captioner.stage,
         features=captioner.read("features/manifest.json"),
-        bags=captioner.read("bags/train/manifest.json"),
+        bags=_bags(captioner),
         scorers=[]
         if settings is None
         else [
@@ -97,12 +96,6 @@ def model_card(
         versions=versions() if summary is None else summary["made_with"]["versions"],
     )
     return ModelCard(text)
-
-
-def processor_prompt(model: PreTrainedModel, processor: ProcessorMixin) -> str:
-    from finecap_ray.captioners.vlm import PROMPT_FIELD
-
-    return getattr(model.config, PROMPT_FIELD)
 
 
 def _eval_results(summary: Mapping[str, Any], stage: str, settings: Settings) -> list[EvalResult]:
@@ -133,6 +126,12 @@ def _metric_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _scorer(captioner: CaptionerOfRun, settings: ScorerSettings, name: str, role: str) -> dict[str, Any]:
     facts = captioner.read(f"{name}/scorer.json") if settings.spec is None else None
     return {"role": role, "spec": settings.spec, "text": settings.text, "half": settings.half, "facts": facts}
+
+
+def _bags(captioner: CaptionerOfRun) -> list[tuple[int, dict[str, Any]]]:
+    """Size and facts of the bags that trained it, by size."""
+    manifest = captioner.read("bags/train/manifest.json") or {"sizes": {}}
+    return sorted((int(size), facts) for size, facts in manifest["sizes"].items())
 
 
 def _changed(section: Any) -> dict[str, Any]:

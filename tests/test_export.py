@@ -127,7 +127,7 @@ content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
 text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 inputs = processor(text=[text], images=[Image.new("RGB", (80, 60))], return_tensors="pt")
 model.generate(**inputs, max_new_tokens=2)
-print(model.dtype, "finecap_ray" in sys.modules)
+print(model.dtype, "finecap_ray.captioners" in sys.modules)
 """
 
 

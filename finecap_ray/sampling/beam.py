@@ -1,4 +1,4 @@
-"""Beam search, by vLLM: the captions that are most probable per token, among those that a beam of some width finds."""
+"""Beam search, by vLLM: its score of a caption is the log-prob over the length of prompt and caption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_beam(width: int, reads: str) -> None:
 def beam_search(
     engine: CaptionEngine, image_ids: Sequence[str], images: Any, width: int, max_tokens: int
 ) -> list[list[Rollout]]:
-    """Per image up to `width` captions, the most probable per token first. Raises as `check_beam`."""
+    """Per image up to `width` captions, the best first. Raises as `check_beam`."""
     from vllm.sampling_params import BeamSearchParams
 
     family = engine.family
