@@ -1,9 +1,9 @@
 """Captions of images with a trained captioner: the caption engine of one checkpoint, and a ClipCap's frozen tower.
 
-    encoded image --prepare--> pixels --tower--> features --engine--> rollouts     (ClipCap)
-    encoded image --prepare--> the same           ---------engine--> rollouts     (image-text models)
+    encoded image --prepare--> pixels --tower--> features --engine--> rollouts      (ClipCap)
+    encoded image --prepare-----------------------------engine--> rollouts          (image-text models)
 
-`finecap caption` runs it in one Ray task, the service (`serve/`) in every replica.
+`finecap caption` and the evaluation run it in the actors of a Ray Data pipeline, the service (`serve/`) in every replica.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from PIL import Image
 
-from finecap_ray.cluster import absolute, connect, get_within
+from finecap_ray.cluster import absolute
 from finecap_ray.config import ResourceSettings, Settings, TowerSettings, load_settings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.images import decode_image
@@ -40,25 +39,20 @@ class CaptionerFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Caption:
-    image: str  # as it was given: a path
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded captioner and the tower whose features it was trained on; None where it sees the images itself."""
+    """A loaded captioner and, where it reads features, the tower whose they are."""
 
     facts: CaptionerFacts
     model: Any
     processor: Any
+    family: Any
     tower: Any | None
 
 
 def open_checkpoint(captioner: str, tower: TowerSettings) -> Checkpoint:
     """Raises DataError where there is no captioner, MismatchError when it was trained on another tower's features."""
-    from finecap_ray.captioners import family_of, load_captioner
-    from finecap_ray.captioners.loader import check_features
+    from finecap_ray.captioners import family_of
+    from finecap_ray.captioners.loader import check_features, load_captioner
     from finecap_ray.scorers.digest import weight_digest
     from finecap_ray.scorers.tower import load_tower
 
@@ -70,11 +64,11 @@ def open_checkpoint(captioner: str, tower: TowerSettings) -> Checkpoint:
     folder = Path(captioner)
     name = f"{folder.parent.name}/{folder.name}"
     facts = CaptionerFacts(name, weight_digest(model.state_dict()), family.longest_caption)
-    return Checkpoint(facts, model, processor, frozen)
+    return Checkpoint(facts, model, processor, family, frozen)
 
 
 class ImageCaptioner:
-    """Engine of one captioner, and its tower where it has one, in this process."""
+    """Engine of one captioner, and its tower if it has one, in this process."""
 
     def __init__(self, checkpoint: Checkpoint, batch_size: int, resources: ResourceSettings) -> None:
         """`batch_size` is the number of images that the tower sees at a time."""
@@ -84,32 +78,32 @@ class ImageCaptioner:
 
         torch.set_num_threads(resources.threads)
         self._tower, self._batch_size = checkpoint.tower, batch_size
-        self._engine = CaptionEngine(
+        self.engine = CaptionEngine(
             checkpoint.model,
             checkpoint.processor,
             resources.sampler_dtype,
             resources.sampler_max_sequences,
             resources.sampler_kv_cache_gb,
         )
-        self._engine.load(0, checkpoint.model.state_dict())
+        self.engine.load(0, checkpoint.model.state_dict())
 
     def warm_up(self) -> None:
         """Captions a grey image: the first captions of an engine take seconds, the later ones milliseconds."""
         grey = io.BytesIO()
-        Image.new("RGB", (256, 256), "grey").save(grey, "PNG")
+        Image.new("RGB", (64, 64), "grey").save(grey, "PNG")
         self.caption([self.prepare(grey.getvalue())], [SamplingSpec(1, 2, 0.0)])
 
-    def prepare(self, image: bytes) -> Any:
-        """Pixels [3, S, S] of an encoded image; without a tower the image as it is. Raises DataError for bytes that aren't one."""
-        decoded = decode_image(image)
-        return image if self._tower is None else self._tower.preprocess(decoded)
+    def prepare(self, image: bytes):
+        """What `engine_inputs` takes of an encoded image: pixels [3, S, S], or the image as it is. Raises DataError for bytes that aren't one."""
+        picture = decode_image(image)
+        return image if self._tower is None else self._tower.preprocess(picture)
 
-    def engine_inputs(self, prepared: Sequence) -> Any:
-        """What the engine takes of prepared images: features [N, F] float16, as the captioner's training kept them, or images."""
-        import torch
-
+    def engine_inputs(self, prepared: Sequence):
+        """What the engine takes of prepared images: features [N, F] float16, as the captioner's training kept them, or N images."""
         if self._tower is None:
             return list(prepared)
+        import torch
+
         with torch.inference_mode():
             parts = [
                 self._tower.model(torch.stack(list(prepared[start : start + self._batch_size])))
@@ -123,10 +117,10 @@ class ImageCaptioner:
         return self.caption_inputs(names, self.engine_inputs(prepared), specs)
 
     def caption_inputs(
-        self, image_ids: Sequence[str], inputs: Any, specs: Sequence[SamplingSpec], seeds: Sequence[int] | None = None
+        self, image_ids: Sequence[str], inputs, specs: Sequence[SamplingSpec], seeds: Sequence[int] | None = None
     ) -> list[list[Rollout]]:
-        """Likewise, of what `engine_inputs` gave; see CaptionEngine.sample for the seeds."""
-        rollouts = iter(self._engine.sample(image_ids, inputs, specs, seeds))
+        """Per image, of what `engine_inputs` gave, captions as its spec asks for; see CaptionEngine.sample for the seeds."""
+        rollouts = iter(self.engine.sample(image_ids, inputs, specs, seeds))
         return [[next(rollouts) for _ in range(spec.captions_per_image)] for spec in specs]
 
 
@@ -179,63 +173,11 @@ def run_folder(captioner: str) -> Path | None:
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
-def caption_files(
-    paths: Sequence[str],
-    captioner: str,
-    settings: Settings,
-    n: int,
-    temperature: float | None,
-    max_tokens: int | None,
-) -> list[Caption]:
-    """n captions of each image file, side by side. Raises DataError naming the files that aren't images, before Ray starts."""
-    images = _read_images(paths)
-    connect(settings.resources)
-    timeout_s = settings.resources.start_timeout_s + settings.resources.step_timeout_s
-    task = _caption_images.options(num_gpus=1 if settings.resources.use_gpu else 0)
-    reference = task.remote(images, captioner, settings.tower, settings.resources, n, temperature, max_tokens)
-    late = (
-        f"the engine didn't caption {len(images)} images within {timeout_s:.0f} s; it needs 1 CPU"
-        f"{' and 1 GPU' if settings.resources.use_gpu else ''}: see `ray status` for what the cluster has"
-    )
-    texts = get_within(reference, timeout_s, late)
-    return [Caption(path, text) for path, several in zip(paths, texts, strict=True) for text in several]
-
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _caption_images(
-    images: list[bytes],
-    captioner: str,
-    tower: TowerSettings,
-    resources: ResourceSettings,
-    n: int,
-    temperature: float | None,
-    max_tokens: int | None,
-) -> list[list[str]]:
-    checkpoint = open_checkpoint(captioner, tower)
-    spec = sampling_spec(n, temperature, max_tokens, checkpoint.facts)
-    engine = ImageCaptioner(checkpoint, tower.batch_size, resources)
-    rollouts = engine.caption([engine.prepare(image) for image in images], [spec] * len(images))
-    return [[rollout.text for rollout in several] for several in rollouts]
-
-
-def _read_images(paths: Sequence[str]) -> list[bytes]:
-    images, bad = [], []
-    for path in paths:
-        try:
-            images.append(Path(path).read_bytes())
-            decode_image(images[-1])
-        except (DataError, OSError) as error:
-            bad.append(f"  {path}: {error}")
-    if bad:
-        raise DataError(f"{len(bad)} of {len(paths)} files can't be captioned:\n" + "\n".join(bad))
-    return images
-
-
 def _is_captioner(config: Path) -> bool:
-    from finecap_ray.captioners.families import FAMILIES
-
     try:
         tree = json.loads(config.read_text(encoding="utf-8"))
     except ValueError:
         return False
+    from finecap_ray.captioners.families import FAMILIES
+
     return isinstance(tree, dict) and tree.get("model_type") in FAMILIES

@@ -29,6 +29,7 @@ console = Console(soft_wrap=True)
 
 Format = Literal["table", "json", "markdown"]
 ScorerFormat = Literal["table", "json"]
+ExportDtype = Literal["float32", "bfloat16", "float16"]
 _INTERRUPTED = 130  # exit code of Ctrl-C
 
 Config = Annotated[str, typer.Option("--config", "-c", help="A preset or a YAML file.")]
@@ -253,20 +254,59 @@ def report(
 
 @app.command()
 def caption(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     checkpoint: Annotated[str, typer.Option(help="A captioner folder, such as runs/demo/rl/captioner.")],
     n: Annotated[int, typer.Option("--n", "-n", help="Captions per image.")] = 1,
     temperature: Annotated[float | None, typer.Option(help="Default: 0 (greedy), or 1 for several captions.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Default: the captioner's longest.")] = None,
+    best: Annotated[int | None, typer.Option(help="Sample so many, and keep the best.", min=2)] = None,
+    beam: Annotated[int | None, typer.Option(help="Width of a beam search (image-text models).", min=2)] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="Ranks captions by their image; default: the captioner's log-prob does.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="File for many images: NAME.parquet or NAME.jsonl.")] = None,
     config: RunConfig = None,
 ) -> None:
-    """Captions of image files, one per line: path, tab, caption."""
-    from finecap_ray.captioning import caption_files, find_captioner, run_settings
+    """Captions of images: greedy, sampled, by beam search, or the best of several by a scorer. One per line: path, tab,
+    caption; with --out a row per image."""
+    _make_room(out)
+    from finecap_ray.caption_files import (
+        CaptionRequest,
+        caption_files,
+        check_images,
+        check_out,
+        image_files,
+        write_captions,
+    )
+    from finecap_ray.captioning import find_captioner, run_settings
 
-    captioner = find_captioner(checkpoint)
+    request = CaptionRequest(n, temperature, max_tokens, best, beam, scorer)
+    request.check()
+    captioner, paths = find_captioner(checkpoint), image_files(images)
     settings = run_settings(captioner, config)
-    for one in caption_files(images, captioner, settings, n, temperature, max_tokens):
-        typer.echo(f"{one.image}\t{' '.join(one.text.split())}")
+    if out is None:
+        check_images(paths)
+    else:
+        check_out(out)
+    rows = caption_files(paths, captioner, settings, request)
+    if out is not None:
+        console.print(f"{write_captions(rows, out)} of {len(paths)} images in {out}", highlight=False, markup=False)
+        return
+    for row in rows:
+        for text in row["captions"]:
+            typer.echo(f"{row['image']}\t{' '.join(text.split())}")
+
+
+@app.command("export")
+def export_(
+    source: Annotated[str, typer.Argument(help="A run folder (its last captioner), or a captioner folder.")],
+    out: Annotated[str, typer.Argument(help="New folder.")],
+    dtype: Annotated[ExportDtype | None, typer.Option(help="Of the weights; default: as they are.")] = None,
+) -> None:
+    """Writes a captioner for others: weights (LoRA merged), processor, settings and a model card."""
+    from finecap_ray.export import export_captioner
+
+    console.print(f"captioner: {export_captioner(source, out, dtype)}", highlight=False, markup=False)
 
 
 @app.command("serve")

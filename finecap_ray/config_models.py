@@ -48,7 +48,21 @@ class ScorerSettings(Section):
     """Dropout on the cached image features while training: the towers are frozen, so the heads overfit fast."""
     damaged_weight: float = Field(0.5, ge=0)
     """Weight of the loss that sets a caption apart from a damaged copy of itself (0: off)."""
+    evaluations: int = Field(0, ge=0)
+    """How often R@1 is measured among all dev images, evenly over the epochs: the weights with the best one stay. 0: the last."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations in a row without a better R@1. None: go on to the end."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> ScorerSettings:
+        if self.patience is not None and not self.evaluations:
+            raise ValueError("patience counts evaluations, and there are none: set evaluations as well")
+        if self.evaluations > self.epochs:
+            raise ValueError(
+                f"{self.evaluations} evaluations don't fit into {self.epochs} epochs: one an epoch at most"
+            )
+        return self
 
 
 class JudgeSettings(ScorerSettings):

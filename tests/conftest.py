@@ -232,3 +232,37 @@ def rewards(ray_session, scorer_folder, emoji, resources):
     pool = RewardPool(str(scorer_folder), RewardSettings(cider=0.5), emoji.captions, resources)
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory):
+    """A causal language model as people have them: tied, grouped heads, a tokenizer of its own, and more rows than words."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from finecap_ray.captioners.decoders import train_tokenizer
+
+    tokenizer = train_tokenizer(["a red apple on a plate", "two dogs run on the beach", "a man rides a bike"], 300)
+    tokenizer.add_special_tokens({"eos_token": "</s>", "extra_special_tokens": ["<tool>"]})
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer) + 13,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+        )
+    )
+    with torch.no_grad():  # far from uniform distributions
+        for parameter in model.parameters():
+            parameter.add_(0.08 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("llama")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

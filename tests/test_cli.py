@@ -27,7 +27,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     "arguments",
     [
         *(["demo"], ["doctor"], ["import"], ["scorer", "train"], ["scorer", "evaluate"], ["bags", "build"]),
-        *(["train", "mle"], ["train", "rl"], ["evaluate"], ["caption"], ["report"], ["serve"]),
+        *(["train", "mle"], ["train", "rl"], ["evaluate"], ["caption"], ["report"], ["export"], ["serve"]),
     ],
 )
 def test_every_command_has_help(capsys, arguments):

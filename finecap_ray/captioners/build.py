@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from finecap_ray.captioners.clipcap import IMAGE_TOKEN, ClipCapConfig, ClipCapForConditionalGeneration, ClipCapProcessor
 from finecap_ray.captioners.decoders import SCRATCH, load_decoder, scratch_config, train_tokenizer
 from finecap_ray.config import CaptionerSettings
+from finecap_ray.errors import MismatchError
 
 
 def build_clipcap(
@@ -22,7 +23,8 @@ def build_clipcap(
 ) -> tuple[ClipCapForConditionalGeneration, ClipCapProcessor]:
     """`feature_tower` is the digest of the tower that makes features of `feature_dim` numbers; `captions` are for a vocabulary.
 
-    Raises what `load_decoder` does for a decoder that isn't there or doesn't fit.
+    Raises what `load_decoder` does for a decoder that isn't there or doesn't fit, and MismatchError where its tokenizer leaves
+    no place for the image token.
     """
     pretrained = None
     if settings.decoder == SCRATCH:
@@ -32,7 +34,14 @@ def build_clipcap(
         pretrained, tokenizer = load_decoder(settings.decoder, settings.prefix_length + settings.max_tokens)
         decoder = _plain(pretrained.config)
     # Added last: its id is the size of the decoder's vocabulary.
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if image_token_id != decoder.vocab_size:
+        raise MismatchError(
+            f"{settings.decoder}: {IMAGE_TOKEN} is token {image_token_id} of its tokenizer, and the place of an image has to be "
+            f"the first id behind its vocabulary, {decoder.vocab_size}: its vocabulary has that word or ids that no token has; "
+            "take another decoder"
+        )
     config = ClipCapConfig(
         text_config=decoder,
         feature_dim=feature_dim,

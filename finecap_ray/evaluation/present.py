@@ -133,7 +133,9 @@ def _made_with(results: Mapping[str, Any]) -> list[str]:
         f"versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}",
     ]
     if results["captioner"]:
-        lines.insert(1, f"captioner: weights {results['captioner']['weights']}, tower {results['captioner']['tower']}")
+        own = results["captioner"]
+        tower = "" if own["tower"] is None else f", tower {own['tower']}"
+        lines.insert(1, f"captioner: weights {own['weights']}{tower}")
     return lines
 
 

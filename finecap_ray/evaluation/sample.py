@@ -86,12 +86,12 @@ class CaptionActor:
             except DataError:
                 reasons.append("undecodable")
         good = [image_id for image_id, reason in zip(batch["image_id"], reasons, strict=True) if reason is None]
-        several, features = [], [None] * len(good)
+        features, several = [], []
         if good:
             inputs = self.captioner.engine_inputs(prepared)
             seeds = [caption_seed(self.seed, 0, image_id) for image_id in good]
             several = self.captioner.caption_inputs(good, inputs, [self.spec] * len(good), seeds)
-            features = features if self.tower_digest is None else inputs
+            features = [None] * len(good) if self.tower_digest is None else inputs
         chosen = [max(rollouts, key=lambda rollout: sum(rollout.logprobs)) for rollouts in several]
         rows = dict(zip(good, zip(chosen, features, strict=True), strict=True))
         return self._table(list(batch["image_id"]), reasons, rows)

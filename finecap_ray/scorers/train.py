@@ -42,7 +42,8 @@ def train_scorer(
     """Trains on (features[i], captions[i]), writes a scorer into `folder` and returns its facts (also in scorer.json).
 
     The facts hold its warrant: R@1 among 100 random dev images from their first caption each (chance 1 %), and from
-    all of `dev` at once. Raises DataError when there are fewer images than two.
+    all of `dev` at once; and, where it is asked for, that R@1 along the way. Raises DataError when there are fewer images
+    than two, or no dev image with a caption where the best weights are to be chosen by them.
     """
     kept = [row for row, own in enumerate(captions) if own]
     if len(kept) < 2:
@@ -69,7 +70,8 @@ def train_scorer(
     dropout = nn.Dropout(settings.feature_dropout)
     model.text.train(not texts.frozen)
     head.train()
-    for _ in range(settings.epochs):
+    best = _Best(settings, model, tokenizer, texts, (dev_features - mean) / deviation, dev_captions)
+    for epoch in range(settings.epochs):
         for rows in _shuffled(groups).tensor_split(batches):
             clean, damaged = texts.draw(rows.tolist(), rng)
             image = nn.functional.normalize(head(dropout(standard[rows])), dim=-1)
@@ -86,9 +88,14 @@ def train_scorer(
             schedule.step()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, 4.6052)  # at most 100, as in CLIP
+        if best.ends_with(epoch):
+            break
+    best.restore()
     _fold_standardisation(head.mlp.fc1, mean, deviation)
     preprocess = {"mean": MEAN, "std": STD, "size": tower.image_size}
     facts = {"tower_digest": tower.digest, "images": len(features), "text": settings.text, "seed": settings.seed}
+    if best.recalls:
+        facts["evaluated"] = best.recalls
     save_scorer(folder, model.eval(), config, preprocess, tokenizer, facts)
 
     scorer = load_scorer(folder)
@@ -168,7 +175,7 @@ class _TextTable:
         every = list(dict.fromkeys([*unique, *(copy for copies in self.damaged.values() for copy in copies)]))
         self.row = {text: index for index, text in enumerate(every)}
         self.tokens = tokenizer(every)
-        self.pooled = self._run_frozen_tower() if frozen else None
+        self.pooled = self.pool(self.tokens) if frozen else None
 
     def draw(self, images: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
         """Rows of one caption of each image, and of one damaged copy of it."""
@@ -182,17 +189,79 @@ class _TextTable:
         return self.model.encode_text(self.tokens[rows])
 
     @torch.no_grad()
-    def _run_frozen_tower(self) -> Tensor:
-        """Pooled output of the frozen tower for every text, in batches of like length."""
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Pooled output of the frozen tower for texts, in batches of like length."""
         text = self.model.text.eval()
-        lengths = (self.tokens != 0).sum(1)
+        lengths = (tokens != 0).sum(1)
         order = lengths.argsort(stable=True)
         pooled = []
         for rows in order.split(256):
-            tokens = self.tokens[rows, : int(lengths[rows].max())]
-            mask = (tokens != text.config.pad_token_id).long()
-            pooled.append(text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask))
+            own = tokens[rows, : int(lengths[rows].max())]
+            mask = (own != text.config.pad_token_id).long()
+            pooled.append(text.pooler(text.transformer(input_ids=own, attention_mask=mask), mask))
         return torch.cat(pooled)[order.argsort()]
+
+
+class _Best:
+    """The weights with the best R@1 among all dev images, from the first caption of each; measured every so many epochs."""
+
+    def __init__(
+        self,
+        settings: ScorerSettings,
+        model: nn.Module,
+        tokenizer,
+        texts: _TextTable,
+        standard: Float[Tensor, "M F"],
+        captions: list[list[str]],
+    ) -> None:
+        self.recalls: list[float] = []
+        self._model, self._texts, self._weights = model, texts, {}
+        self._patience = settings.patience
+        self._due: set[int] = set()  # epochs, from 0
+        if not settings.evaluations:
+            return
+        rows = [row for row, own in enumerate(captions) if own]
+        if not rows:
+            raise DataError(
+                "the evaluations of a scorer need images with captions in a split whose name begins with dev, and there is none: "
+                "set scorer.evaluations and judge.evaluations to 0"
+            )
+        self._due = {settings.epochs * (place + 1) // settings.evaluations - 1 for place in range(settings.evaluations)}
+        self._images = standard[rows]
+        tokens = tokenizer([captions[row][0] for row in rows])
+        self._read = texts.pool(tokens) if texts.frozen else tokens
+
+    def ends_with(self, epoch: int) -> bool:
+        """Measures where it is due. True where patience is at an end."""
+        if epoch not in self._due:
+            return False
+        recall = self._recall()
+        if recall > max(self.recalls, default=-1.0):
+            self._weights = {name: one.detach().clone() for name, one in self._trained()}
+        self.recalls.append(recall)
+        since = len(self.recalls) - 1 - self.recalls.index(max(self.recalls))
+        return self._patience is not None and since >= self._patience
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the best weights back; does nothing where nothing was measured."""
+        for name, parameter in self._trained():
+            if name in self._weights:
+                parameter.copy_(self._weights[name])
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, one) for name, one in self._model.named_parameters() if one.requires_grad]
+
+    @torch.inference_mode()
+    def _recall(self) -> float:
+        model, training = self._model, self._model.text.training
+        model.visual.head.eval()
+        model.text.eval()
+        read = model.text.proj(self._read) if self._texts.frozen else model.encode_text(self._read)
+        unit = [nn.functional.normalize(one, dim=-1) for one in (read, model.visual.head(self._images))]
+        model.visual.head.train()
+        model.text.train(training)
+        return recall_at_1(*unit, torch.arange(len(self._images)))
 
 
 def _warrant(scorer, features: Tensor, captions: list[list[str]]) -> dict[str, float]:

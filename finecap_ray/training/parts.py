@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finecap_ray.captioners.clipcap import ClipCapConfig
-from finecap_ray.captioners.decoders import decoder_config
+from finecap_ray.captioners.decoders import architecture
 from finecap_ray.captioners.families import family_class
 from finecap_ray.captioners.family import Part
 from finecap_ray.config import Settings, TrainableSettings
@@ -35,7 +35,7 @@ def check_trainable(settings: Settings) -> None:
 
     captioner = settings.captioner
     if captioner.spec is None:
-        config = ClipCapConfig(text_config=decoder_config(captioner.decoder))
+        config = ClipCapConfig(text_config=architecture(captioner.decoder))
     else:
         config, _ = load_processor(captioner.spec, captioner)
     with torch.device("meta"):

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from finecap_ray.config import JudgeSettings, ScorerSettings
 from finecap_ray.errors import DataError
 from finecap_ray.scorers.packages import minilm_folder
 from finecap_ray.scorers.scorer import WEIGHTS_FILE, Scorer, load_scorer
+from finecap_ray.scorers.train import train_scorer
 
 TEXTS = ["a red apple", "", "a green pear on a plate", "a red apple"]
 
@@ -87,6 +89,32 @@ def test_training_leaves_minilm_bit_identical(scorer_folder):
     shared = minilm.keys() & own.keys()
     assert len(shared) > 90
     assert all(torch.equal(own[name], minilm[name]) for name in shared)
+
+
+@pytest.mark.parametrize("settings", [ScorerSettings, JudgeSettings])
+def test_the_weights_with_the_best_recall_on_dev_stay(settings, tower, emoji, tmp_path):
+    """At a learning rate that ruins it in the end, and with patience for two evaluations."""
+    features = torch.from_numpy(emoji.features).float()
+    sizes = {"batch_size": 20, "embed_dim": 32, "learning_rate": 0.1, "epochs": 12, "evaluations": 12}
+
+    def train(**changes):
+        return train_scorer(
+            settings(**sizes | changes),
+            tower,
+            features[:40],
+            emoji.captions[:40],
+            features[40:],
+            emoji.captions[40:],
+            tmp_path / str(changes.get("patience")),
+        )
+
+    whole, stopped = train(), train(patience=2)
+    assert len(whole["evaluated"]) == 12 and max(whole["evaluated"]) > whole["evaluated"][-1]
+    assert whole["recall_at_1_of_all"] == pytest.approx(max(whole["evaluated"]))
+    place = next(
+        at for at in range(2, 12) if max(whole["evaluated"][: at - 1]) >= max(whole["evaluated"][at - 1 : at + 1])
+    )
+    assert stopped["evaluated"] == whole["evaluated"][: place + 1]
 
 
 def test_scorers_that_differ_have_digests_that_differ(scorer_folder, judge_folder):

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from finecap_ray.captioners.build import build_clipcap
-from finecap_ray.captioners.tiny import save_tiny
-from finecap_ray.captioning import CaptionerFacts, caption_files, find_captioner, run_settings, sampling_spec
+from finecap_ray.captioning import CaptionerFacts, find_captioner, run_settings, sampling_spec
 from finecap_ray.config import ServeSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, MismatchError
 from finecap_ray.scorers.tower import load_tower
@@ -196,19 +195,6 @@ def test_a_captioner_of_another_tower_is_refused(checkpoint, tmp_path):
         deploy(Settings(), str(other))
 
 
-def test_an_image_text_model_captions_files(ray_session, images, tmp_path):
-    """As `finecap caption` does: the tower of the settings is a ClipCap's, and isn't asked."""
-    save_tiny("qwen2_5_vl", tmp_path / "vlm")
-    paths = []
-    for row, image in enumerate(images[:3]):
-        (tmp_path / f"{row}.webp").write_bytes(image)
-        paths.append(str(tmp_path / f"{row}.webp"))
-    captioner = find_captioner(tmp_path / "vlm")
-    captions = caption_files(paths, captioner, run_settings(captioner, None), 2, None, 6)
-    assert [caption.image for caption in captions] == [path for path in paths for _ in range(2)]
-    assert len({caption.text for caption in captions}) > 2
-
-
 def test_how_captions_are_drawn():
     assert sampling_spec(1, None, None, FACTS).temperature == 0  # greedy
     assert sampling_spec(3, None, None, FACTS).temperature == 1
@@ -233,11 +219,3 @@ def test_the_settings_of_the_run_are_found(tmp_path):
     assert run_settings(captioner, None, ["serve.port=8123"]).serve.port == 8123
     assert run_settings(captioner, "demo").tower == TowerSettings()
     assert run_settings("/captioner", None).tower == TowerSettings()
-
-
-def test_files_that_are_no_images_are_named_before_anything_starts(tmp_path, images, checkpoint):
-    good, bad = tmp_path / "good.webp", tmp_path / "bad.png"
-    good.write_bytes(images[0])
-    bad.write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"2 of 3 files(?s:.*)bad\.png(?s:.*)missing\.png"):
-        caption_files([str(good), str(bad), str(tmp_path / "missing.png")], str(checkpoint), Settings(), 1, None, None)
