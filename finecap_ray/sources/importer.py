@@ -19,10 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
 from ray.data import Dataset
-from ray.data.datasource import FilenameProvider
 
 from finecap_ray.errors import DataError
 from finecap_ray.records import EXAMPLE_SCHEMA
@@ -252,26 +252,23 @@ def _stop_when_too_bad(report: ImportReport, index: list[dict[str, Any]], max_ba
         raise DataError(f"no usable image in {report.source}: {report.found} found, left out {report.left_out}")
 
 
-class _PartFiles(FilenameProvider):
-    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-        return f"part-{task_index:05d}-{write_uuid}.parquet"  # Ray wants its id of the write in the name
-
-
 def _write(checked: Dataset, left_out: frozenset[int], out: str) -> None:
     filesystem, folder = locate(out)
-    examples = checked.map_batches(partial(_kept, left_out=left_out), batch_format="pyarrow")
-    examples.write_parquet(
-        f"{folder}/examples",
-        filesystem=filesystem,
-        filename_provider=_PartFiles(),
-        min_rows_per_file=ROWS_PER_FILE,
-        row_group_size=ROWS_PER_GROUP,
-    )
+    filesystem.create_dir(f"{folder}/examples", recursive=True)
+    # Ray's own write_parquet lets threads of Arrow shuffle the rows of a file.
+    write = partial(_write_part, left_out=left_out, out=out)
+    checked.map_batches(write, batch_size=ROWS_PER_FILE, batch_format="pyarrow").materialize()
 
 
-def _kept(table: pa.Table, left_out: frozenset[int]) -> pa.Table:
-    mask = pa.array([number not in left_out for number in table["number"].to_pylist()], pa.bool_())
-    return table.filter(mask).select(EXAMPLE_SCHEMA.names)
+def _write_part(table: pa.Table, left_out: frozenset[int], out: str) -> pa.Table:
+    """One file, named by the place of its first row in the source: written again, it is the same file."""
+    numbers = table["number"].to_pylist()
+    kept = table.filter(pa.array([number not in left_out for number in numbers], pa.bool_()))
+    if len(kept):
+        filesystem, folder = locate(out)
+        path = f"{folder}/examples/part-{numbers[0]:016x}.parquet"
+        pq.write_table(kept.select(EXAMPLE_SCHEMA.names), path, filesystem=filesystem, row_group_size=ROWS_PER_GROUP)
+    return pa.table({"written": [len(kept)]})
 
 
 def _write_manifest(report: ImportReport, out: str) -> None:
