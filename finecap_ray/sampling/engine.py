@@ -55,7 +55,7 @@ class CaptionEngine:
                 load_format="dummy",
                 max_num_seqs=max_sequences,
                 enforce_eager=not torch.cuda.is_available(),
-                enable_prefix_caching=False,
+                enable_prefix_caching=family.reads == "image",  # the captions of an image share its prompt
                 # A prompt that a step of the engine has no room for is cut, what is drawn behind the piece thrown away, and the
                 # generator of its seed turned back: on a CPU there is no turning back.
                 enable_chunked_prefill=torch.cuda.is_available(),
@@ -81,8 +81,8 @@ class CaptionEngine:
             self.beside.load_state_dict({name.removeprefix(self._prefix): tensors[name].float() for name in beside})
         inside = [(ours, tensors[theirs]) for theirs, ours in self._names.items()]
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": inside})
-        self.llm.reset_prefix_cache()
         if self.family.reads == "image":
+            self.llm.reset_prefix_cache()
             # The worker has dropped what it made of images by the old weights; the scheduler still counts on it.
             self.llm.llm_engine.engine_core.reset_encoder_cache()
             self.llm.llm_engine.reset_mm_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,15 +54,18 @@ class Sampler:
                     f"captions of weights {weights_version} were asked for, the board holds {held}: publish them first"
                 )
             arrays = self._from_board(newest.tensors)
-            self.engine.load(newest.version, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+            self.engine.load(newest.version, {name: _readable(array) for name, array in arrays.items()})
         return time.perf_counter() - started
 
     def _from_board(self, reference: ray.ObjectRef):
         late = f"the weight board didn't answer within {self.timeout_s:.0f} s: its node is gone or overloaded"
         return get_within(reference, self.timeout_s, late)
 
-    def fingerprints(self, weights_version: int) -> dict[str, str]:
-        """Of the tensors it holds, by their names in the trained model; weights of at least `weights_version`."""
+    def fingerprints(self, weights_version: int, published: None = None) -> dict[str, str]:
+        """Of the tensors it holds, by their names in the trained model; weights of at least `weights_version`.
+
+        `published`: what `publishing` returned. Ray doesn't call before it is there.
+        """
         self.sync(weights_version)
         return self.engine.fingerprints
 
@@ -120,10 +124,12 @@ class SamplerPool:
             [sampler.sync.remote(weights_version) for sampler in self.samplers], f"take weights {weights_version}"
         )
 
-    def ask_fingerprints(self, weights_version: int) -> Callable[[], list[dict[str, str]]]:
-        """Lets every sampler take weights of at least that version. What is returned waits for their fingerprints: one dict
-        per sampler, tensor name -> fingerprint."""
-        asked = [sampler.fingerprints.remote(weights_version) for sampler in self.samplers]
+    def ask_fingerprints(
+        self, weights_version: int, published: ray.ObjectRef | None = None
+    ) -> Callable[[], list[dict[str, str]]]:
+        """Lets every sampler take weights of at least that version, once they are `published`. What is returned waits for their
+        fingerprints: one dict per sampler, tensor name -> fingerprint."""
+        asked = [sampler.fingerprints.remote(weights_version, published) for sampler in self.samplers]
         return partial(self._get, asked, f"say which weights they hold after the sync of weights {weights_version}")
 
     def sample(
@@ -162,6 +168,12 @@ class SamplerPool:
         timeout_s = self.resources.step_timeout_s
         late = f"the samplers didn't {doing} within {timeout_s:.0f} s: their logs are in the run folder"
         return get_within(references, timeout_s, late)
+
+
+def _readable(array: np.ndarray) -> torch.Tensor:
+    """Without a copy: nobody writes to it."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it can't be written to
+        return torch.from_numpy(array)
 
 
 def _take(images: Any, rows: np.ndarray) -> Any:

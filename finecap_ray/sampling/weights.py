@@ -42,6 +42,11 @@ class WeightBoard:
 
 def publish(board: ActorHandle, version: int, state_dict: dict, timeout_s: float) -> None:
     """Publishes a torch state dict and waits until the board holds it. Raises DeadlineError."""
-    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()}
     late = f"the weight board didn't take weights {version} within {timeout_s:.0f} s: its node is gone or overloaded"
-    get_within(board.publish.remote(version, tensors), timeout_s, late)
+    get_within(publishing(board, version, state_dict), timeout_s, late)
+
+
+def publishing(board: ActorHandle, version: int, state_dict: dict) -> ray.ObjectRef:
+    """Likewise without waiting: what is returned is there as soon as the board holds the weights."""
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()}
+    return board.publish.remote(version, tensors)

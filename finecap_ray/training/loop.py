@@ -28,7 +28,7 @@ from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
-from finecap_ray.sampling.weights import publish
+from finecap_ray.sampling.weights import publishing
 from finecap_ray.training import advantages
 from finecap_ray.training.checkpoints import last_checkpoint, steps_of
 from finecap_ray.training.guards import check_rewards, check_weights
@@ -137,7 +137,6 @@ class SentWeights:
     version: int
     fingerprints: dict[str, str]  # the trainer's
     held: Callable[[], list[dict[str, str]]]  # waits for the samplers'
-    seconds: float  # that sending took the trainer
 
 
 class Rollouts:
@@ -148,25 +147,31 @@ class Rollouts:
         self.job, self.family = job, family
         self.spec = SamplingSpec(rl.captions_per_image, job.settings.captioner.max_tokens, rl.temperature)
         self.greedy = replace(self.spec, captions_per_image=1, temperature=0.0) if rl.advantage == "greedy" else None
-        self.timeout_s = job.settings.resources.step_timeout_s
         self._sent: SentWeights | None = None
+        self._sync_s = 0.0  # that the newest weights have kept the trainer
 
-    def send(self, step: int, model: torch.nn.Module) -> SentWeights:
+    def send(self, step: int, model: torch.nn.Module) -> None:
         """Publishes the weights of a step and lets the samplers take them, without waiting for that."""
         started = time.perf_counter()
         weights = merged_weights(model)
-        publish(self.job.samplers.board, step, weights, self.timeout_s)
-        held = self.job.samplers.ask_fingerprints(step)
-        self._sent = SentWeights(step, fingerprints(weights), held, time.perf_counter() - started)
-        return self._sent
+        held = self.job.samplers.ask_fingerprints(step, publishing(self.job.samplers.board, step, weights))
+        self._sent = SentWeights(step, fingerprints(weights), held)
+        self._sync_s = time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Until the samplers hold what was sent. Raises StaleWeightsError where it isn't what the trainer has."""
+        if self._sent is not None:
+            started = time.perf_counter()
+            check_weights(self._sent.fingerprints, self._sent.held(), self._sent.version)
+            self._sync_s += time.perf_counter() - started
 
     def __call__(self, step: int, bags: list[Bag], model: torch.nn.Module):
         from finecap_ray.training.trainer import ScoredRollouts
 
         images = [image for bag in bags for image in bag.images]
-        sent = self._sent if self._sent is not None and self._sent.version == step else self.send(step, model)
-        started = time.perf_counter()
-        check_weights(sent.fingerprints, sent.held(), step)
+        if self._sent is None or self._sent.version != step:
+            self.send(step, model)
+        self.wait()
         synced = time.perf_counter()
         rollouts = self._sample(step, images, self.spec)
         greedy = self._sample(step, images, self.greedy) if self.greedy else []
@@ -177,7 +182,7 @@ class Rollouts:
         has_signal = images_with_signal(self.job.settings.rl.reward, has_references)
         seen = reply.metrics | check_rewards(reply.components, [image.image_id for image in images], has_signal)
         metrics = seen | {
-            "seconds/sync": sent.seconds + synced - started,
+            "seconds/sync": self._sync_s,
             "seconds/sampling": sampled - synced,
             "seconds/scoring": time.perf_counter() - sampled,
             "captions": len(rollouts),
@@ -197,7 +202,7 @@ class Rollouts:
 
 
 class SendWeights(TrainerCallback):
-    """Sends the weights as soon as the step has updated them: the samplers take them while the trainer logs and saves."""
+    """Sends the weights as soon as a step has updated them: the samplers take them while the trainer logs and saves."""
 
     def __init__(self, rollouts: Rollouts, updates_per_step: int) -> None:
         self.rollouts, self.updates = rollouts, updates_per_step
@@ -206,6 +211,9 @@ class SendWeights(TrainerCallback):
         step, rest = divmod(state.global_step, self.updates)
         if rest == 0 and state.global_step < state.max_steps and state.is_world_process_zero:
             self.rollouts.send(step, model)
+
+    def on_step_begin(self, args, state, control, **unused: Any) -> None:
+        self.rollouts.wait()  # a step doesn't begin while work of the one before goes on
 
 
 def _reward_request(bags: list[Bag], rollouts: list[Rollout]) -> RewardRequest:

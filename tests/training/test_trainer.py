@@ -239,8 +239,8 @@ class StaleSamplers:
     def __init__(self, samplers, first_version):
         self.samplers, self.board, self.first_version = samplers, samplers.board, first_version
 
-    def ask_fingerprints(self, version):
-        return self.samplers.ask_fingerprints(self.first_version)
+    def ask_fingerprints(self, version, published):
+        return self.samplers.ask_fingerprints(self.first_version, published)
 
     def sample(self, version, *arguments):
         return self.samplers.sample(self.first_version, *arguments)

@@ -63,8 +63,8 @@ class Renumbered:
     def board(self):
         return RenumberedBoard(self.samplers.board, self.first)
 
-    def ask_fingerprints(self, version):
-        return self.samplers.ask_fingerprints(self.first + version)
+    def ask_fingerprints(self, version, published):
+        return self.samplers.ask_fingerprints(self.first + version, published)
 
     def sample(self, version, *arguments):
         return self.samplers.sample(self.first + version, *arguments)
