@@ -270,7 +270,7 @@ def caption(
     """Captions of images: greedy, sampled, by beam search, or the best of several by a scorer. One per line: path, tab,
     caption; with --out a row per image."""
     _make_room(out)
-    from finecap_ray.caption_files import (
+    from finecap_ray.caption_images import (
         CaptionRequest,
         caption_files,
         check_images,

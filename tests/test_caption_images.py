@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from finecap_ray.caption_files import CaptionRequest, caption_files, check_images, image_files, write_captions
+from finecap_ray.caption_images import CaptionRequest, caption_files, check_images, image_files, write_captions
 from finecap_ray.captioners import family_of, load_captioner
 from finecap_ray.captioners.tiny import save_tiny
 from finecap_ray.config import EvaluationSettings, Settings, TowerSettings
