@@ -10,7 +10,7 @@ from finecap_ray.config import EvaluationSettings, Settings
 from finecap_ray.errors import ConfigError, DataError, UnsupportedError
 from finecap_ray.evaluation.evaluate import Request, evaluate
 from finecap_ray.evaluation.present import as_json, as_markdown, as_tables
-from finecap_ray.evaluation.sample import DecodingSpec, caption_images, parse_decoding
+from finecap_ray.evaluation.sample import Captioned, DecodingSpec, caption_images, parse_decoding
 from finecap_ray.records import EXAMPLE_SCHEMA
 
 pytestmark = pytest.mark.timeout(900)  # an engine starts in 15 s on 2 quiet cores, and in minutes on busy ones
@@ -123,34 +123,24 @@ def test_without_a_judge_there_is_a_warning_and_no_retrieval(ray_session, settin
     assert "**warning**: no judge was given" in as_markdown(results)
 
 
-def test_best_of_n_is_the_most_probable_sample(ray_session, settings, captioner_folder, emoji):
-    """Of samples at a temperature near 0 each is the greedy caption; at 1, the choice repeats with the seed."""
+def test_best_of_n_is_the_most_probable_sample_and_images_that_cannot_be_read_are_counted(
+    ray_session, settings, captioner_folder, emoji
+):
+    """Of samples at a temperature near 0 each is the greedy caption."""
 
-    def captions(decoding: DecodingSpec, seed: int = 0) -> dict[str, str]:
-        made = caption_images(
-            emoji.image_ids[:6],
-            emoji.images[:6],
-            str(captioner_folder),
-            settings.tower,
-            decoding,
-            settings.resources,
-            seed,
-            batch_size=4,
-            max_bad_fraction=0,
-        )
-        assert list(made.captions) == emoji.image_ids[:6] and made.left_out == {}
-        return made.captions
+    def made(decoding: DecodingSpec, images: list[bytes], max_bad_fraction: float) -> Captioned:
+        ids = emoji.image_ids[: len(images)]
+        arguments = (str(captioner_folder), settings.tower, decoding, settings.resources)
+        return caption_images(ids, images, *arguments, 0, batch_size=4, max_bad_fraction=max_bad_fraction)
 
-    assert captions(DecodingSpec("best", 3, 0.01)) == captions(DecodingSpec("greedy"))
-
-
-def test_images_that_cannot_be_read_are_counted(ray_session, settings, captioner_folder, emoji):
-    arguments = (str(captioner_folder), settings.tower, DecodingSpec("greedy"), settings.resources, 0, 4)
-    images = [*emoji.images[:3], b"broken"]
-    made = caption_images(emoji.image_ids[:4], images, *arguments, max_bad_fraction=0.5)
-    assert list(made.captions) == emoji.image_ids[:3] and made.left_out == {"undecodable": 1}
-    with pytest.raises(DataError, match="1 of 4 images can't be captioned"):
-        caption_images(emoji.image_ids[:4], images, *arguments, max_bad_fraction=0.1)
+    whole, broken = emoji.images[:6], [*emoji.images[:6], b"broken"]
+    best = made(DecodingSpec("best", 3, 0.01), whole, max_bad_fraction=0)
+    greedy = made(DecodingSpec("greedy"), broken, max_bad_fraction=0.5)
+    assert list(best.captions) == emoji.image_ids[:6]
+    assert best.captions == greedy.captions
+    assert (best.left_out, greedy.left_out) == ({}, {"undecodable": 1})
+    with pytest.raises(DataError, match="1 of 7 images can't be captioned"):
+        made(DecodingSpec("greedy"), broken, max_bad_fraction=0.1)
 
 
 def test_decodings():

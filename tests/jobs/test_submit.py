@@ -23,7 +23,7 @@ from finecap_ray.sources import read_examples
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-START_S, JOB_S, STOP_S = 60, 240, 20
+START_S, JOB_S, STOP_S = 60, 240, 5
 LARGEST_UPLOAD_MIB = 10  # the package and its embedded pictures; an environment or a .git folder would be far more
 
 

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from finecap_ray.captioners import load_captioner
 from finecap_ray.config import CaptionerSettings, MleSettings, ResourceSettings, Settings
-from finecap_ray.errors import DataError
+from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.training.caption_rows import CaptionDataset, LikeLengths
 from finecap_ray.training.metrics_file import read_metrics
 from finecap_ray.training.mle import METRICS_FILE, CaptionedImages, MleJob, mle_trainer, run_mle, train_mle
@@ -53,6 +53,17 @@ class Killed(TrainerCallback):
 
 def weights(folder) -> dict[str, torch.Tensor]:
     return load_captioner(folder)[0].state_dict()
+
+
+def test_a_captioner_of_another_tower_s_features_is_refused(tmp_path, captioner_folder):
+    own = job(tmp_path, evaluations=0)
+    start = own.settings.captioner.model_copy(update={"spec": str(captioner_folder)})
+    model = load_captioner(captioner_folder)[0]
+    features = np.zeros((len(own.train.features), model.config.feature_dim), dtype=np.float16)
+    settings = own.settings.model_copy(update={"captioner": start})
+    of_another = replace(own, settings=settings, train=replace(own.train, features=features))
+    with pytest.raises(MismatchError, match="the captioner was trained on features of tower"):
+        mle_trainer(of_another)
 
 
 def test_every_caption_of_an_image_is_a_row(captioner):
