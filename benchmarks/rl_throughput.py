@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from turns import TIMEOUT_S, Clock, Turns
+from turns import TIMEOUT_S, Clock, Turns, parts_of_step
 
 from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags
@@ -353,13 +353,7 @@ def table(result: dict[str, Any]) -> str:
         f"**{result['ratio_to_trl']:.2f} times TRL** (target: 2 or more); "
         f"**{result['ratio_to_bare']:.2f} times the bare step** (target: 1.5 or less).",
         "",
-        "| part of our step | s | share |",
-        "|---|---:|---:|",
-        *(
-            f"| {part} | {value:.2f} | {100 * value / step['ours']:.0f} % |"
-            for part, value in result["parts_s"].items()
-        ),
-        "",
+        *parts_of_step(result["parts_s"], step["ours"]),
     ]
     return "\n".join(lines)
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import ray
 from rl_throughput import Workload, make_run, read_workload
-from turns import TIMEOUT_S, Clock, Turns
+from turns import TIMEOUT_S, Clock, Turns, parts_of_step
 from vlm_step import vlm_workload
 
 from finecap_ray.bags.build import BagSource, build_bags
@@ -291,10 +291,7 @@ def parts_table(captioner: str, result: dict[str, Any]) -> str:
             f"{captioner}, {result['captions']} captions a step, medians of {result['steps']} steps, {result['cpus']} CPUs: "
             f"{step:.2f} s per step.",
             "",
-            "| part | s | share |",
-            "|---|---:|---:|",
-            *(f"| {part} | {value:.3f} | {100 * value / step:.0f} % |" for part, value in result["parts_s"].items()),
-            "",
+            *parts_of_step(result["parts_s"], step),
             f"Weight sync: **{100 * result['sync_share']:.1f} %** of a step (target: less than {100 * SYNC_SHARE:.0f} %). "
             f"Update: **{result['update_to_bare']:.2f} times** forward and backward of the same captions in torch, in turns "
             f"(target: {UPDATE_RATIO} or less).",

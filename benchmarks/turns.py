@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -58,3 +59,13 @@ class Clock(TrainerCallback):
         if self.started is not None:
             self.step_s.append(time.perf_counter() - self.started)
             ray.get(self.turns.give.remote(self.name, last), timeout=TIMEOUT_S)
+
+
+def parts_of_step(parts_s: Mapping[str, float], step_s: float) -> list[str]:
+    """Lines of a table: what the parts of our step take."""
+    return [
+        "| part of our step | s | share |",
+        "|---|---:|---:|",
+        *(f"| {part} | {value:.3f} | {100 * value / step_s:.0f} % |" for part, value in parts_s.items()),
+        "",
+    ]

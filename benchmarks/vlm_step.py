@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import ray
 from rl_throughput import Workload, make_run, measure_ours, measure_trl, read_workload
-from turns import TIMEOUT_S, Turns
+from turns import TIMEOUT_S, Turns, parts_of_step
 
 from finecap_ray.captioners import family_of, load_captioner
 from finecap_ray.captioners.loader import load_processor
@@ -119,13 +119,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"**{result['ratio_to_trl']:.2f} times TRL** (target: {TARGET} or more).",
         "",
-        "| part of our step | s | share |",
-        "|---|---:|---:|",
-        *(
-            f"| {part} | {value:.2f} | {100 * value / step['ours']:.0f} % |"
-            for part, value in result["parts_s"].items()
-        ),
-        "",
+        *parts_of_step(result["parts_s"], step["ours"]),
     ]
     return "\n".join(lines)
 
