@@ -14,9 +14,8 @@ setup: .venv/.package-installed
 demo: setup
 	.venv/bin/finecap demo
 
-# Two processes, a file at a time each: a test waits for engines to start for a fifth of its time.
 test: setup
-	.venv/bin/pytest --numprocesses 2 --dist loadfile
+	.venv/bin/pytest
 
 lint: setup
 	.venv/bin/ruff check .
