@@ -237,13 +237,13 @@ def make_ndlb(scorer: str, captioner: str, bags: str) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, PreTrainedTokenizerFast
 
-    from finecap_ray.captioners.build import END_TOKEN
     from finecap_ray.captioners.clipcap import (
         IMAGE_TOKEN,
         ClipCapConfig,
         ClipCapForConditionalGeneration,
         ClipCapProcessor,
     )
+    from finecap_ray.captioners.decoders import END_TOKEN
     from finecap_ray.scorers.scorer import load_scorer, save_scorer
 
     torch.manual_seed(0)
