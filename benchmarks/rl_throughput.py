@@ -308,12 +308,11 @@ def measure_bare(workload: Workload, turns: Any) -> dict[str, Any]:
     return seconds | {"tokens_per_caption": statistics.mean(lengths)}
 
 
-def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any], bare: dict[str, Any]) -> dict[str, Any]:
+def against_trl(workload: Workload, ours: dict[str, Any], trl: dict[str, Any]) -> dict[str, Any]:
+    """What is said of our step and TRL's, with any model."""
     captions, rl = workload.captions_per_step, workload.settings.rl
-    bare_s = np.add(bare["generate"], bare["forward_and_backward"])
-    every = {"ours": np.array(ours["step_s"]), "trl": np.array(trl["step_s"]), "bare": bare_s}
+    every = {"ours": np.array(ours["step_s"]), "trl": np.array(trl["step_s"])}
     step_s = {name: float(np.median(own)) for name, own in every.items()}
-    parts = ours["parts_s"] | {"other": step_s["ours"] - sum(ours["parts_s"].values())}
     return {
         "machine": {"cpus": os.cpu_count(), "threads": workload.settings.resources.threads, "kind": platform.machine()},
         "batch": {
@@ -323,19 +322,28 @@ def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any], bare:
             "bag_size": len(workload.steps[0][0].images),
             "max_tokens": workload.settings.captioner.max_tokens,
             "bf16": rl.bf16,
-            "kl_weight": rl.kl_weight,
         },
         "steps": len(every["ours"]),
         "captions_per_s": {name: captions / seconds for name, seconds in step_s.items()},
         "ratio_to_trl": float(np.median(every["trl"] / every["ours"])),
-        "ratio_to_bare": float(np.median(every["ours"] / every["bare"])),
         "step_s": step_s,
-        "parts_s": parts,
-        "bare_s": {name: statistics.median(bare[name]) for name in ("generate", "engine", "forward_and_backward")},
+        "parts_s": ours["parts_s"] | {"other": step_s["ours"] - sum(ours["parts_s"].values())},
         "tokens_per_caption": {name: own["tokens_per_caption"] for name, own in (("ours", ours), ("trl", trl))},
         "mean_reward": {"ours": ours["reward"], "trl": trl["reward"]},
         "every_step_s": {name: own.round(3).tolist() for name, own in every.items()},
     }
+
+
+def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any], bare: dict[str, Any]) -> dict[str, Any]:
+    result = against_trl(workload, ours, trl)
+    bare_s = np.add(bare["generate"], bare["forward_and_backward"])
+    result["batch"]["kl_weight"] = workload.settings.rl.kl_weight
+    result["ratio_to_bare"] = float(np.median(np.array(ours["step_s"]) / bare_s))
+    result["step_s"]["bare"] = float(np.median(bare_s))
+    result["captions_per_s"]["bare"] = workload.captions_per_step / result["step_s"]["bare"]
+    result["every_step_s"]["bare"] = bare_s.round(3).tolist()
+    names = ("generate", "engine", "forward_and_backward")
+    return result | {"bare_s": {name: statistics.median(bare[name]) for name in names}}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from rl_throughput import Workload, make_run, measure_ours, measure_trl, read_workload
+from rl_throughput import Workload, against_trl, make_run, measure_ours, measure_trl, read_workload
 from turns import TIMEOUT_S, Turns, parts_of_step
 
 from finecap_ray.captioners import family_of, load_captioner
@@ -78,30 +75,9 @@ def vlm_workload(settings: Settings, run_dir: str, captioner: str, steps: int, w
 
 
 def summary(workload: Workload, ours: dict[str, Any], trl: dict[str, Any]) -> dict[str, Any]:
-    captions, rl = workload.captions_per_step, workload.settings.rl
-    every = {"ours": np.array(ours["step_s"]), "trl": np.array(trl["step_s"])}
-    step_s = {name: float(np.median(own)) for name, own in every.items()}
-    return {
-        "machine": {"cpus": os.cpu_count(), "threads": workload.settings.resources.threads, "kind": platform.machine()},
-        "batch": {
-            "images": captions // rl.captions_per_image,
-            "captions_per_image": rl.captions_per_image,
-            "captions": captions,
-            "bag_size": BAG_SIZE,
-            "image_size": IMAGE_SIZE,
-            "prompt_tokens": family_of(*load_processor(workload.captioner)).longest_prompt,
-            "max_tokens": workload.settings.captioner.max_tokens,
-            "bf16": rl.bf16,
-        },
-        "steps": len(every["ours"]),
-        "captions_per_s": {name: captions / seconds for name, seconds in step_s.items()},
-        "ratio_to_trl": float(np.median(every["trl"] / every["ours"])),
-        "step_s": step_s,
-        "parts_s": ours["parts_s"] | {"other": step_s["ours"] - sum(ours["parts_s"].values())},
-        "tokens_per_caption": {name: own["tokens_per_caption"] for name, own in (("ours", ours), ("trl", trl))},
-        "mean_reward": {"ours": ours["reward"], "trl": trl["reward"]},
-        "every_step_s": {name: own.round(3).tolist() for name, own in every.items()},
-    }
+    result = against_trl(workload, ours, trl)
+    prompt_tokens = family_of(*load_processor(workload.captioner)).longest_prompt
+    return result | {"batch": result["batch"] | {"image_size": IMAGE_SIZE, "prompt_tokens": prompt_tokens}}
 
 
 def table(result: dict[str, Any]) -> str:
