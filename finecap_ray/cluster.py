@@ -18,12 +18,15 @@ from finecap_ray.errors import DeadlineError
 # glibc gives freed memory back to the system, and on a virtual machine fresh pages are slow to get (0.4 to 3.7 s per
 # GiB): sampling 480 captions then takes 2.4 to 16 s instead of 2.3 s. So: keep what was freed.
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
+# vllm compiles what counts the rank of a drawn token, also where the model runs eagerly: on a CPU the first captions of
+# every sampler wait 2 to 4 s for g++ then.
+_EAGER = {"TORCHDYNAMO_DISABLE": "1"}
 
 
 def worker_environment(resources: ResourceSettings) -> dict[str, str]:
-    """Environment variables of every Ray worker; vllm reads its own at import."""
+    """Environment variables of every Ray worker; torch and vllm read their own at import."""
     threads = str(resources.threads)
-    return _KEEP_FREED_MEMORY | {
+    environment = _KEEP_FREED_MEMORY | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "RAYON_NUM_THREADS": threads,
@@ -36,6 +39,7 @@ def worker_environment(resources: ResourceSettings) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(resources.sampler_kv_cache_gb),
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
+    return environment if resources.use_gpu else environment | _EAGER
 
 
 def connect(resources: ResourceSettings) -> None:

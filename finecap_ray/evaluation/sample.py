@@ -153,11 +153,7 @@ def caption_images(
     ended_at = time.time()
     good = rows.filter(pa.compute.is_valid(rows["caption"]))
     left_out = Counter(reason for reason in rows["reason"].to_pylist() if reason)
-    if not good.num_rows or left_out.total() > max_bad_fraction * rows.num_rows:
-        raise DataError(
-            f"{left_out.total()} of {rows.num_rows} images can't be captioned ({', '.join(left_out)}), "
-            f"more than data.max_bad_fraction={max_bad_fraction}"
-        )
+    check_left_out(left_out, rows.num_rows, max_bad_fraction)
     ids = good["image_id"].to_pylist()
     tower_digest = good["tower_digest"][0].as_py()
     features = {}
@@ -174,3 +170,12 @@ def caption_images(
         engine_start_s=ready_at - called,
         seconds=ended_at - ready_at,
     )
+
+
+def check_left_out(left_out: Counter[str], images: int, max_bad_fraction: float) -> None:
+    """left_out: reason -> images. Raises DataError where those are too many of all, or all."""
+    if left_out.total() == images or left_out.total() > max_bad_fraction * images:
+        raise DataError(
+            f"{left_out.total()} of {images} images can't be captioned ({', '.join(left_out)}), "
+            f"more than data.max_bad_fraction={max_bad_fraction}"
+        )

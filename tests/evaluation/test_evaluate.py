@@ -1,6 +1,7 @@
 """A checkpoint and captions files through vLLM, Ray Data and two scorers, on 60 emoji."""
 
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ from finecap_ray.config import EvaluationSettings, Settings
 from finecap_ray.errors import ConfigError, DataError, UnsupportedError
 from finecap_ray.evaluation.evaluate import Request, evaluate
 from finecap_ray.evaluation.present import as_json, as_markdown, as_tables
-from finecap_ray.evaluation.sample import Captioned, DecodingSpec, caption_images, parse_decoding
+from finecap_ray.evaluation.sample import Captioned, DecodingSpec, caption_images, check_left_out, parse_decoding
 from finecap_ray.records import EXAMPLE_SCHEMA
 
 pytestmark = pytest.mark.timeout(900)  # an engine starts in 15 s on 2 quiet cores, and in minutes on busy ones
@@ -128,19 +129,25 @@ def test_best_of_n_is_the_most_probable_sample_and_images_that_cannot_be_read_ar
 ):
     """Of samples at a temperature near 0 each is the greedy caption."""
 
-    def made(decoding: DecodingSpec, images: list[bytes], max_bad_fraction: float) -> Captioned:
+    def made(decoding: DecodingSpec, images: list[bytes]) -> Captioned:
         ids = emoji.image_ids[: len(images)]
         arguments = (str(captioner_folder), settings.tower, decoding, settings.resources)
-        return caption_images(ids, images, *arguments, 0, batch_size=4, max_bad_fraction=max_bad_fraction)
+        return caption_images(ids, images, *arguments, 0, batch_size=4, max_bad_fraction=0.5)
 
-    whole, broken = emoji.images[:6], [*emoji.images[:6], b"broken"]
-    best = made(DecodingSpec("best", 3, 0.01), whole, max_bad_fraction=0)
-    greedy = made(DecodingSpec("greedy"), broken, max_bad_fraction=0.5)
+    best = made(DecodingSpec("best", 3, 0.01), emoji.images[:6])
+    greedy = made(DecodingSpec("greedy"), [*emoji.images[:6], b"broken"])
     assert list(best.captions) == emoji.image_ids[:6]
     assert best.captions == greedy.captions
     assert (best.left_out, greedy.left_out) == ({}, {"undecodable": 1})
-    with pytest.raises(DataError, match="1 of 7 images can't be captioned"):
-        made(DecodingSpec("greedy"), broken, max_bad_fraction=0.1)
+
+
+@pytest.mark.parametrize(("bad", "max_bad_fraction"), [(1, 0.1), (7, 1.0)])
+def test_too_many_images_without_a_caption_are_an_error(bad, max_bad_fraction):
+    check_left_out(Counter(undecodable=1), 7, 0.15)
+    with pytest.raises(
+        DataError, match=rf"{bad} of 7 images can't be captioned \(undecodable\), more than data.max_bad"
+    ):
+        check_left_out(Counter(undecodable=bad), 7, max_bad_fraction)
 
 
 def test_decodings():
