@@ -22,6 +22,7 @@ from finecap_ray.config import JudgeSettings, ScorerSettings, TowerSettings
 from finecap_ray.evaluation.pools import Pool, PoolSet, random_pools
 from finecap_ray.evaluation.ranking import place_captions, retrieval_numbers
 from finecap_ray.evaluation.scorer_warrant import measure_warrant, read_ratings
+from finecap_ray.scorers.images import CaptionedFeatures
 from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer
 from finecap_ray.scorers.tower import FrozenTower, load_tower
 from finecap_ray.scorers.train import train_scorer
@@ -107,8 +108,8 @@ def photo_scorer(name: str, rows: list[dict], features: torch.Tensor, tower: Fro
         middle = len(train) // 2
         half = train[:middle] if settings.half == "first" else train[middle:]
         dev = [row for row, own in enumerate(rows) if own["split"] == "dev"]
-        own, other = ([rows[row]["captions"] for row in part] for part in (half, dev))
-        train_scorer(settings, tower, features[half], own, features[dev], other, folder)
+        every = CaptionedFeatures(features, [row["captions"] for row in rows])
+        train_scorer(settings, tower, every.rows(half), every.rows(dev), folder)
     scorer = load_scorer(folder)
     assert scorer.tower_digest == tower.digest, f"{folder} stands on another tower: remove it to train it anew"
     return scorer

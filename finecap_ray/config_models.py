@@ -27,12 +27,20 @@ class TowerSettings(Section):
 
 
 class ScorerSettings(Section):
-    """An open_clip dual encoder: loaded where `spec` is given, else trained on the cached features."""
+    """An open_clip dual encoder: loaded where `spec` is given, else trained, on the cached features while its tower is frozen."""
 
     spec: str | None = None
     """`NAME/TAG` of open_clip (`ViT-B-32/openai`) or a folder. None: train one."""
     text: Literal["minilm", "scratch"] = "minilm"
-    """Text tower of a trained scorer: frozen MiniLM-L6, or a small transformer trained from scratch."""
+    """Text tower of a trained scorer: MiniLM-L6, or a small transformer trained from scratch."""
+    text_layers: int = Field(0, ge=0)
+    """Layers of MiniLM that train, counted from its end; the embeddings are one below the 6. 0: it is frozen."""
+    pooling: Literal["pooled", "spatial"] = "pooled"
+    """What of an image the head sees: the tower's pooled output, or its last map through an attention pool."""
+    image_groups: int = Field(0, ge=0)
+    """Groups of layers of the image tower that train, counted from its end as timm counts them. 0: it is frozen and runs once."""
+    tower_learning_rate: float = Field(5e-5, gt=0)
+    """Of pretrained layers that train."""
     half: Literal["first", "second", "all"] = "first"
     """Which half of the training images it sees; reward scorer and judge see different ones."""
     embed_dim: int = Field(256, ge=8)
@@ -45,7 +53,7 @@ class ScorerSettings(Section):
     neighbourhood: int = Field(8, ge=1)
     """A batch is made of groups of this many look-alikes, the negatives that a bag will hold (1: random images)."""
     feature_dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout on the cached image features while training: the towers are frozen, so the heads overfit fast."""
+    """Dropout on the image features while training: the heads overfit fast."""
     damaged_weight: float = Field(0.5, ge=0)
     """Weight of the loss that sets a caption apart from a damaged copy of itself (0: off)."""
     evaluations: int = Field(0, ge=0)
@@ -53,6 +61,19 @@ class ScorerSettings(Section):
     patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations in a row without a better R@1. None: go on to the end."""
     seed: int = 0
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether it is trained on the images themselves: pooled features of the frozen tower don't do."""
+        return self.pooling == "spatial" or self.image_groups > 0
+
+    @model_validator(mode="after")
+    def _only_pretrained_layers_are_counted(self) -> ScorerSettings:
+        if self.text == "scratch" and self.text_layers:
+            raise ValueError(
+                f"text_layers={self.text_layers} is for text=minilm: a text tower from scratch trains whole"
+            )
+        return self
 
     @model_validator(mode="after")
     def _patience_needs_evaluations(self) -> ScorerSettings:

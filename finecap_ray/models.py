@@ -14,16 +14,17 @@ from finecap_ray.config import Settings
 from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.hub import check_hub
 from finecap_ray.scorers.scorer import check_scorer
-from finecap_ray.scorers.tower import check_tower
+from finecap_ray.scorers.tower import check_tower, check_trained_tower
 
 
 def check_models(settings: Settings) -> None:
     """Raises ConfigError or DataError for a tower, scorer or captioner that isn't there, UnsupportedError where it takes a hub
     that this machine doesn't reach, MismatchError for a captioner of features of another width than the tower's."""
     check_tower(settings.tower)
-    for scorer in (settings.scorer, settings.judge):
+    for name, scorer in (("scorer", settings.scorer), ("judge", settings.judge)):
         if scorer.spec is not None:
             check_scorer(scorer.spec)
+        check_trained_tower(settings.tower, scorer, name)
     if settings.captioner.spec is None:
         check_decoder(settings.captioner.decoder)
     else:

@@ -24,7 +24,7 @@ from finecap_ray.bags.embeddings import EmbeddingSet, compared_captions, embed_b
 from finecap_ray.bags.source import bag_source
 from finecap_ray.bags.stream import plan_run
 from finecap_ray.cluster import absolute, connect, work_within
-from finecap_ray.config import CaptionerSettings, ScorerSettings, Settings, dump_settings
+from finecap_ray.config import CaptionerSettings, ScorerSettings, Settings, TowerSettings, dump_settings
 from finecap_ray.errors import MismatchError
 from finecap_ray.models import check_models
 from finecap_ray.preflight import check_captioner
@@ -245,15 +245,14 @@ class Pipeline:
             training = _train_scorer.remote(
                 scorer,
                 self.settings.tower,
-                self._matrix(rows),
-                [row["captions"] for row in rows],
-                self._matrix(dev),
-                [row["captions"] for row in dev],
+                self.examples if scorer.looks_at_images else None,
+                _Captioned.of(rows, self._matrix(rows)),
+                _Captioned.of(dev, self._matrix(dev)),
                 str(out),
                 self.settings.resources.threads,
             )
             facts = work_within(training, self.settings.resources, f"the process of the {name}", "train it")
-            if facts["tower_digest"] != self.features.tower_digest:
+            if facts["tower_digest"] not in ("", self.features.tower_digest):
                 raise MismatchError(
                     f"features were made by tower {self.features.tower_digest}, the scorer was built on {facts['tower_digest']}"
                 )
@@ -296,13 +295,43 @@ def _save_start(captioner: CaptionerSettings, out: str) -> None:
         part.save_pretrained(out)
 
 
+@dataclass(frozen=True, slots=True)
+class _Captioned:
+    """Examples on their way to a process that trains on them."""
+
+    rows: list[int]  # among all examples
+    captions: list[list[str]]
+    features: np.ndarray  # [N, F] float16
+
+    @classmethod
+    def of(cls, rows: list[dict], features: np.ndarray) -> _Captioned:
+        return cls([row["row"] for row in rows], [row["captions"] for row in rows], features)
+
+
 @ray.remote(num_cpus=1, max_retries=0)
-def _train_scorer(settings, tower, features, captions, dev_features, dev_captions, out: str, threads: int) -> dict:
+def _train_scorer(
+    settings: ScorerSettings,
+    tower: TowerSettings,
+    examples: ExampleSet | None,
+    train: _Captioned,
+    dev: _Captioned,
+    out: str,
+    threads: int,
+) -> dict:
+    """`examples` where the images themselves are looked at."""
     import torch
 
+    from finecap_ray.scorers.images import CaptionedFeatures
     from finecap_ray.scorers.tower import load_tower
     from finecap_ray.scorers.train import train_scorer
 
     torch.set_num_threads(threads)
-    tensors = [torch.from_numpy(array.astype(np.float32)) for array in (features, dev_features)]
-    return train_scorer(settings, load_tower(tower), tensors[0], captions, tensors[1], dev_captions, Path(out))
+    read = [
+        CaptionedFeatures(
+            torch.from_numpy(own.features.astype(np.float32)),
+            own.captions,
+            examples.pictures(own.rows) if examples else (),
+        )
+        for own in (train, dev)
+    ]
+    return train_scorer(settings, load_tower(tower), *read, Path(out))

@@ -76,10 +76,11 @@ def emoji(tower):
 def _trained_scorer(settings, tower, emoji, folder: Path) -> Path:
     import torch
 
+    from finecap_ray.scorers.images import CaptionedFeatures
     from finecap_ray.scorers.train import train_scorer
 
-    features = torch.from_numpy(emoji.features.astype(np.float32))
-    train_scorer(settings, tower, features[:50], emoji.captions[:50], features[50:], emoji.captions[50:], folder)
+    every = CaptionedFeatures(torch.from_numpy(emoji.features.astype(np.float32)), emoji.captions, emoji.images)
+    train_scorer(settings, tower, every.rows(range(50)), every.rows(range(50, len(every))), folder)
     return folder
 
 

@@ -141,7 +141,7 @@ class PoolJudge:
 
         The prefix of the published numbers goes before texts for a CLIP; a scorer that was trained here never saw it.
         """
-        prefix = "" if self.scorer.tower_digest else CLIP_PREFIX
+        prefix = "" if self.scorer.made_here else CLIP_PREFIX
         first = {image_id: own[0] for image_id, own in captions.items()}
         if prefix:
             references = [text for image_id in first for text in human.get(image_id, ())]

@@ -34,16 +34,26 @@ class Scorer:
 
     digest        of all weights; bag sets carry it, the reward compares it
     tower_digest  of the frozen image tower whose cached features `project_features` takes; "" where there is none
+    made_here     whether `finecap scorer train` made it
     logit_scale   s of s * cos, as learned
     """
 
-    def __init__(self, model: torch.nn.Module, preprocess, tokenizer, name: str, tower_digest: str = "") -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        preprocess,
+        tokenizer,
+        name: str,
+        tower_digest: str = "",
+        made_here: bool = False,
+    ) -> None:
         self.device = device()
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.name = name
         self.tower_digest = tower_digest
+        self.made_here = made_here
         self.digest = weight_digest(model.state_dict())
         self.logit_scale = float(model.logit_scale.exp())
 
@@ -164,11 +174,13 @@ def _read_folder(folder: Path) -> Scorer:
         overrides["text_cfg"] = config["text_cfg"] | local
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", **overrides)
     facts_file = folder / FACTS_FILE
-    facts = json.loads(facts_file.read_text(encoding="utf-8")) if facts_file.is_file() else {"tower_digest": ""}
+    made_here = facts_file.is_file()
+    facts = json.loads(facts_file.read_text(encoding="utf-8")) if made_here else {"tower_digest": ""}
     return Scorer(
         model,
         preprocess,
         open_clip.get_tokenizer(f"local-dir:{folder}"),
         name=folder.name,
         tower_digest=facts["tower_digest"],
+        made_here=made_here,
     )

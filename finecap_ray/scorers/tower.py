@@ -14,7 +14,7 @@ from open_clip.transform import image_transform
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finecap_ray.config import TowerSettings
+from finecap_ray.config import ScorerSettings, TowerSettings
 from finecap_ray.errors import ConfigError
 from finecap_ray.hub import check_hub
 from finecap_ray.images import decode_image
@@ -57,6 +57,20 @@ def check_tower(settings: TowerSettings) -> None:
     _check_names(settings)
     if settings.weights != "package" and not settings.weights.endswith(".safetensors"):
         check_hub(timm.models.get_pretrained_cfg(f"{settings.model}.{settings.weights}").hf_hub_id, "tower.weights")
+
+
+def check_trained_tower(tower: TowerSettings, scorer: ScorerSettings, name: str) -> None:
+    """Raises ConfigError where a scorer, by the name of its section, wants what the tower doesn't have: a last map, or groups
+    of layers."""
+    if scorer.spec is not None or not scorer.looks_at_images:
+        return
+    with torch.device("meta"):
+        model = timm.create_model(tower.model, pretrained=False, num_classes=0)
+    near = f": take {tower.model.removesuffix(LEVELS_SUFFIX)}" if tower.model.endswith(LEVELS_SUFFIX) else ""
+    if scorer.pooling == "spatial" and (near or not model.default_cfg.get("pool_size")):
+        raise ConfigError(f"{name}.pooling=spatial: tower.model={tower.model} doesn't end in a map{near}")
+    if scorer.image_groups and not hasattr(model, "group_matcher"):
+        raise ConfigError(f"{name}.image_groups={scorer.image_groups}: tower.model={tower.model} has no groups{near}")
 
 
 def _check_names(settings: TowerSettings) -> None:

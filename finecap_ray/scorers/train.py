@@ -1,4 +1,4 @@
-"""Train a dual encoder on cached features: open_clip's model and loss, the image tower frozen and already run.
+"""Train a dual encoder: open_clip's model and loss; each tower frozen (its output is cached), or trained in part or whole.
 
 Loss = open_clip's contrastive loss + damaged_weight * (own caption against a damaged copy of it, at the same scale).
 """
@@ -15,6 +15,7 @@ from typing import Any
 import open_clip
 import torch
 from jaxtyping import Float
+from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
 from finecap_ray.bags.mining import mine_bags
@@ -22,59 +23,52 @@ from finecap_ray.config import ScorerSettings
 from finecap_ray.errors import DataError
 from finecap_ray.evaluation.retrieval import recall_at_1
 from finecap_ray.scorers.damage import damage
+from finecap_ray.scorers.images import CaptionedFeatures, ImageTable, Standard, fold_standardisation
 from finecap_ray.scorers.packages import minilm_folder
-from finecap_ray.scorers.scorer import FACTS_FILE, load_scorer, save_scorer
+from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer, save_scorer
 from finecap_ray.scorers.tower import MEAN, STD, FrozenTower
 
 _MODELS = {"minilm": "effnet_lite0_minilm", "scratch": "effnet_lite0_scratch"}
+_EVALUATED = 64  # dev images and captions at a time
 _DAMAGED_COPIES = 2  # per caption; drawn anew each epoch from these, so that a frozen text tower embeds each text once
 
 
 def train_scorer(
-    settings: ScorerSettings,
-    tower: FrozenTower,
-    features: Float[Tensor, "N F"],
-    captions: list[list[str]],
-    dev_features: Float[Tensor, "M F"],
-    dev_captions: list[list[str]],
-    folder: Path,
+    settings: ScorerSettings, tower: FrozenTower, train: CaptionedFeatures, dev: CaptionedFeatures, folder: Path
 ) -> dict[str, Any]:
-    """Trains on (features[i], captions[i]), writes a scorer into `folder` and returns its facts (also in scorer.json).
+    """Trains on the images and captions of `train`, writes a scorer into `folder` and returns its facts (also in scorer.json).
 
     The facts hold its warrant: R@1 among 100 random dev images from their first caption each (chance 1 %), and from
-    all of `dev` at once; and, where it is asked for, that R@1 along the way. Raises DataError when there are fewer images
-    than two, or no dev image with a caption where the best weights are to be chosen by them.
+    all of `dev` at once; and, where it is asked for, that R@1 along the way. Their `tower_digest` is that of the tower whose
+    features it takes, "" for one that takes images only. Raises DataError when there are fewer images than two, or no dev image
+    with a caption where the best weights are to be chosen by them.
     """
-    kept = [row for row, own in enumerate(captions) if own]
-    if len(kept) < 2:
-        raise DataError(f"a scorer needs at least 2 images with captions to train on, got {len(kept)}")
-    features, captions = features[kept], [captions[row] for row in kept]
+    train, dev = train.captioned(), dev.captioned()
+    if len(train) < 2:
+        raise DataError(f"a scorer needs at least 2 images with captions to train on, got {len(train)}")
     started = time.perf_counter()
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
     model, config, tokenizer = _build(settings, tower)
-    texts = _TextTable(model, tokenizer, captions, rng, frozen=settings.text == "minilm")
+    frozen_text = settings.text == "minilm" and not settings.text_layers
+    texts = _TextTable(model, tokenizer, train.captions, rng, frozen_text)
+    images = ImageTable(model.visual, tower, settings, train)
+    standard = images.standard()
 
-    head, text_parts = model.visual.head, model.text.proj if texts.frozen else model.text
-    trained = [*head.parameters(), *text_parts.parameters(), model.logit_scale]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    batches = max(1, len(features) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.epochs * batches, pct_start=0.1
-    )
-    deviation, mean = torch.std_mean(features, dim=0, correction=0)
-    deviation = deviation + 1e-3
-    standard = (features - mean) / deviation
-    groups = _neighbourhoods(standard, settings.neighbourhood, settings.seed)
+    batches = max(1, len(train) // settings.batch_size)
+    optimizer, schedule = _optimizer(settings, model, batches)
+    groups = _neighbourhoods(Standard.of(train.features)(train.features), settings.neighbourhood, settings.seed)
     contrastive = open_clip.ClipLoss()
-    dropout = nn.Dropout(settings.feature_dropout)
-    model.text.train(not texts.frozen)
-    head.train()
-    best = _Best(settings, model, tokenizer, texts, (dev_features - mean) / deviation, dev_captions)
+    head, dropout = model.visual.head, nn.Dropout(settings.feature_dropout)
+    model.text.train(not frozen_text)
+    head.train()  # not the trunk: its BatchNorm keeps the statistics it came with
+    best = _Best(
+        settings, model, tokenizer, texts, ImageTable(model.visual, tower, settings, dev), standard, dev.captions
+    )
     for epoch in range(settings.epochs):
         for rows in _shuffled(groups).tensor_split(batches):
             clean, damaged = texts.draw(rows.tolist(), rng)
-            image = nn.functional.normalize(head(dropout(standard[rows])), dim=-1)
+            image = nn.functional.normalize(head(dropout(standard(images.seen(rows)))), dim=-1)
             text = nn.functional.normalize(texts.embed(clean), dim=-1)
             scale = model.logit_scale.exp()
             loss = contrastive(image, text, scale)
@@ -91,20 +85,20 @@ def train_scorer(
         if best.ends_with(epoch):
             break
     best.restore()
-    _fold_standardisation(head.mlp.fc1, mean, deviation)
+    fold_standardisation(head, standard)
     preprocess = {"mean": MEAN, "std": STD, "size": tower.image_size}
-    facts = {"tower_digest": tower.digest, "images": len(features), "text": settings.text, "seed": settings.seed}
+    facts = {"tower_digest": "" if settings.looks_at_images else tower.digest}
+    facts |= {"images": len(train), "text": settings.text, "seed": settings.seed}
     if best.recalls:
         facts["evaluated"] = best.recalls
     save_scorer(folder, model.eval(), config, preprocess, tokenizer, facts)
 
     scorer = load_scorer(folder)
-    warrant = _warrant(scorer, dev_features, dev_captions)
     facts |= {
         "digest": scorer.digest,
         "logit_scale": scorer.logit_scale,
         "seconds": time.perf_counter() - started,
-    } | warrant
+    } | _warrant(scorer, dev)
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
     return facts
 
@@ -115,6 +109,8 @@ def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dic
     config = json.loads(path.read_text(encoding="utf-8"))
     config["embed_dim"] = settings.embed_dim
     config["vision_cfg"] |= {"timm_model_name": tower.name, "image_size": tower.image_size}
+    if settings.pooling == "spatial":
+        config["vision_cfg"] |= {"timm_pool": "abs_attn", "timm_proj": ""}
     config["text_cfg"]["context_length"] = settings.context_length
     text_config = dict(config["text_cfg"])
     if settings.text == "minilm":
@@ -133,18 +129,32 @@ def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dic
         tokenizer = open_clip.tokenizer.HFTokenizer(str(minilm_folder()), context_length=settings.context_length)
     else:
         tokenizer = open_clip.SimpleTokenizer(context_length=settings.context_length)
-    model.requires_grad_(False)
-    model.visual.head.requires_grad_(True)
-    (model.text.proj if settings.text == "minilm" else model.text).requires_grad_(True)
-    model.logit_scale.requires_grad_(True)
-    return model, config, tokenizer
+    model.requires_grad_(True)
+    model.visual.lock(settings.image_groups)
+    if settings.text == "minilm":
+        # open_clip's own `lock` knows no layers of a BERT.
+        bert = model.text.transformer.requires_grad_(False)
+        for layer in [bert.embeddings, *bert.encoder.layer][::-1][: settings.text_layers]:
+            layer.requires_grad_(True)
+    return model.eval().to(tower.device), config, tokenizer
 
 
-@torch.no_grad()
-def _fold_standardisation(layer: nn.Linear, mean: Float[Tensor, " F"], deviation: Float[Tensor, " F"]) -> None:
-    """Makes a layer that was trained on standardised features take them as they are: W (x - m) / d = (W / d) x - (W / d) m."""
-    layer.weight.div_(deviation)
-    layer.bias.sub_(layer.weight @ mean)
+def _optimizer(settings: ScorerSettings, model: nn.Module, batches: int):
+    """AdamW over what trains, and its schedule: pretrained layers at a rate of their own."""
+    pretrained = ("visual.trunk.", "text.transformer.") if settings.text == "minilm" else ("visual.trunk.",)
+    towers, heads = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (towers if name.startswith(pretrained) else heads).append(parameter)
+    groups = [{"params": heads, "lr": settings.learning_rate}]
+    if towers:
+        groups.append({"params": towers, "lr": settings.tower_learning_rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=settings.epochs * batches, pct_start=0.1
+    )
+    return optimizer, schedule
 
 
 def _neighbourhoods(features: Float[Tensor, "N F"], size: int, seed: int) -> list[Tensor]:
@@ -174,7 +184,7 @@ class _TextTable:
         self.damaged = {text: [damage(text, vocabulary, rng) for _ in range(_DAMAGED_COPIES)] for text in unique}
         every = list(dict.fromkeys([*unique, *(copy for copies in self.damaged.values() for copy in copies)]))
         self.row = {text: index for index, text in enumerate(every)}
-        self.tokens = tokenizer(every)
+        self.tokens = tokenizer(every).to(next(model.parameters()).device)
         self.pooled = self.pool(self.tokens) if frozen else None
 
     def draw(self, images: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
@@ -186,7 +196,10 @@ class _TextTable:
         """[n, D], with gradients, not yet unit-norm."""
         if self.pooled is not None:
             return self.model.text.proj(self.pooled[rows])
-        return self.model.encode_text(self.tokens[rows])
+        tokens = self.tokens[rows]
+        if isinstance(self.model.text, HFTextEncoder):  # needs no padding past the longest of them
+            tokens = tokens[:, : int((tokens != 0).sum(1).max())]
+        return self.model.encode_text(tokens)
 
     @torch.no_grad()
     def pool(self, tokens: Tensor) -> Tensor:
@@ -211,24 +224,25 @@ class _Best:
         model: nn.Module,
         tokenizer,
         texts: _TextTable,
-        standard: Float[Tensor, "M F"],
+        images: ImageTable,
+        standard: Standard,
         captions: list[list[str]],
     ) -> None:
+        """captions: of each image at least one."""
         self.recalls: list[float] = []
         self._model, self._texts, self._weights = model, texts, {}
+        self._images, self._standard = images, standard
         self._patience = settings.patience
         self._due: set[int] = set()  # epochs, from 0
         if not settings.evaluations:
             return
-        rows = [row for row, own in enumerate(captions) if own]
-        if not rows:
+        if not captions:
             raise DataError(
                 "the evaluations of a scorer need images with captions in a split whose name begins with dev, and there is none: "
                 "set scorer.evaluations and judge.evaluations to 0"
             )
         self._due = {settings.epochs * (place + 1) // settings.evaluations - 1 for place in range(settings.evaluations)}
-        self._images = standard[rows]
-        tokens = tokenizer([captions[row][0] for row in rows])
+        tokens = tokenizer([own[0] for own in captions]).to(texts.tokens.device)
         self._read = texts.pool(tokens) if texts.frozen else tokens
 
     def ends_with(self, epoch: int) -> bool:
@@ -255,26 +269,31 @@ class _Best:
     @torch.inference_mode()
     def _recall(self) -> float:
         model, training = self._model, self._model.text.training
-        model.visual.head.eval()
+        head = model.visual.head.eval()
         model.text.eval()
-        read = model.text.proj(self._read) if self._texts.frozen else model.encode_text(self._read)
-        unit = [nn.functional.normalize(one, dim=-1) for one in (read, model.visual.head(self._images))]
-        model.visual.head.train()
+        every = torch.arange(len(self._read))
+        read = torch.cat(
+            [
+                model.text.proj(self._read[rows]) if self._texts.frozen else model.encode_text(self._read[rows])
+                for rows in every.split(_EVALUATED)
+            ]
+        )
+        seen = torch.cat([head(self._standard(self._images.seen(rows))) for rows in every.split(_EVALUATED)])
+        head.train()
         model.text.train(training)
-        return recall_at_1(*unit, torch.arange(len(self._images)))
+        return recall_at_1(*(nn.functional.normalize(one, dim=-1).cpu() for one in (read, seen)), every)
 
 
-def _warrant(scorer, features: Tensor, captions: list[list[str]]) -> dict[str, float]:
-    rows = [row for row, own in enumerate(captions) if own]
-    if not rows:
+def _warrant(scorer: Scorer, dev: CaptionedFeatures) -> dict[str, float]:
+    if not len(dev):
         return {}
-    images = scorer.project_features(features[rows])
-    texts = scorer.embed_texts([captions[row][0] for row in rows])
-    target = torch.arange(len(rows))
-    warrant = {"dev_images": len(rows), "recall_at_1_of_all": recall_at_1(texts, images, target)}
-    if len(rows) >= 100:
+    images = scorer.project_features(dev.features) if scorer.tower_digest else scorer.embed_images(list(dev.images))
+    texts = scorer.embed_texts([own[0] for own in dev.captions])
+    target = torch.arange(len(dev))
+    warrant = {"dev_images": len(dev), "recall_at_1_of_all": recall_at_1(texts, images, target)}
+    if len(dev) >= 100:
         generator = torch.Generator().manual_seed(0)
-        draws = [torch.randperm(len(rows), generator=generator)[:100] for _ in range(20)]
+        draws = [torch.randperm(len(dev), generator=generator)[:100] for _ in range(20)]
         hundred = torch.arange(100)
         warrant["recall_at_1_of_100"] = sum(recall_at_1(texts[draw], images[draw], hundred) for draw in draws) / len(
             draws

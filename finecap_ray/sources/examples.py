@@ -7,7 +7,7 @@ larger than the memory of any node.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ from finecap_ray.sources.fluent import fluent_file
 MANIFEST_FILE = "manifest.json"  # of an import; written last
 _LABELS = [name for name in EXAMPLE_SCHEMA.names if name != "image"]
 _ROWS_AT_A_TIME = 256
-_ROWS_PER_DIGEST = 1024
+_ROWS_PER_PAGE = 1024
 
 
 class ExampleSet:
@@ -71,12 +71,22 @@ class ExampleSet:
         """The examples `start` to `start + rows` (or the end). Raises DataError where one has gaps."""
         return self._table(start, rows, EXAMPLE_SCHEMA.names if pictures else _LABELS)
 
+    def pictures(self, rows: Sequence[int]) -> list[bytes]:
+        """Encoded images of these examples, in this order. They are all held in memory."""
+        wanted, found = set(rows), {}
+        for start in range(0, len(self), _ROWS_PER_PAGE):
+            own = wanted.intersection(range(start, start + _ROWS_PER_PAGE))
+            if own:
+                page = self.page(start, _ROWS_PER_PAGE)["image"]
+                found |= {row: page[row - start].as_py() for row in own}
+        return [found[row] for row in rows]
+
     @cached_property
     def digest(self) -> str:
         """Of all their content, however it is divided into files. Reads everything once."""
         digest = hashlib.sha256()
-        for start in range(0, len(self), _ROWS_PER_DIGEST):
-            update_digest(digest, self.page(start, _ROWS_PER_DIGEST))
+        for start in range(0, len(self), _ROWS_PER_PAGE):
+            update_digest(digest, self.page(start, _ROWS_PER_PAGE))
         return digest.hexdigest()[:16]
 
     def _table(self, start: int, rows: int, columns: list[str]) -> pa.Table:

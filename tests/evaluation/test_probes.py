@@ -13,6 +13,7 @@ from finecap_ray.config import RewardSettings, ScorerSettings, load_settings
 from finecap_ray.evaluation.probes import PROBES, probe_gains
 from finecap_ray.rewards.combine import build_components, component_weights
 from finecap_ray.rewards.component import RewardRequest
+from finecap_ray.scorers.images import CaptionedFeatures
 from finecap_ray.scorers.scorer import load_scorer
 from finecap_ray.scorers.train import train_scorer
 
@@ -65,7 +66,8 @@ def fitted(emoji, tower, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fitted")
     features = torch.from_numpy(emoji.features.astype(np.float32))
     settings = ScorerSettings(epochs=60, batch_size=30, embed_dim=64)
-    train_scorer(settings, tower, features, emoji.captions, features, emoji.captions, folder)
+    every = CaptionedFeatures(features, emoji.captions)
+    train_scorer(settings, tower, every, every, folder)
     return load_scorer(folder)
 
 

@@ -1,14 +1,12 @@
-"""The tower that tells what its early levels saw, and the layer that takes its features as they are."""
+"""The tower that tells what its early levels saw."""
 
 import pytest
 import torch
-from torch import nn
 
 from finecap_ray.config import TowerSettings
 from finecap_ray.errors import ConfigError
 from finecap_ray.scorers.levels import LevelPooled
 from finecap_ray.scorers.tower import load_tower
-from finecap_ray.scorers.train import _fold_standardisation
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +40,3 @@ def test_there_is_no_other_pooling(plain):
 def test_the_package_holds_one_tower():
     with pytest.raises(ConfigError, match="holds tf_efficientnet_lite0 only"):
         load_tower(TowerSettings(model="resnet18"))
-
-
-def test_a_layer_trained_on_standardised_features_takes_them_as_they_are():
-    layer = nn.Linear(2, 1)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[3.0, 4.0]]))
-        layer.bias.fill_(5.0)
-    mean, deviation = torch.tensor([10.0, 20.0]), torch.tensor([2.0, 0.5])
-    _fold_standardisation(layer, mean, deviation)
-    # 3 (12 - 10) / 2 + 4 (21 - 20) / 0.5 + 5 = 3 + 8 + 5
-    assert layer(torch.tensor([12.0, 21.0])).item() == pytest.approx(16.0)

@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from finecap_ray.config import JudgeSettings, ScorerSettings
 from finecap_ray.errors import DataError
+from finecap_ray.scorers.images import CaptionedFeatures, ImageTable, Standard
 from finecap_ray.scorers.packages import minilm_folder
 from finecap_ray.scorers.scorer import WEIGHTS_FILE, Scorer, load_scorer
 from finecap_ray.scorers.train import _Best, _TextTable, train_scorer
@@ -94,18 +95,13 @@ def test_training_leaves_minilm_bit_identical(scorer_folder):
 
 @pytest.mark.parametrize("settings", [ScorerSettings, JudgeSettings])
 def test_training_ends_when_the_recall_on_dev_no_longer_rises(settings, tower, emoji, tmp_path):
-    features = torch.from_numpy(emoji.features).float()
+    every = CaptionedFeatures(torch.from_numpy(emoji.features).float(), emoji.captions)
     sizes = {"batch_size": 20, "embed_dim": 32, "epochs": 12, "evaluations": 12}
 
     def train(**changes):
+        folder = tmp_path / str(changes.get("patience"))
         return train_scorer(
-            settings(**sizes | changes),
-            tower,
-            features[:40],
-            emoji.captions[:40],
-            features[40:],
-            emoji.captions[40:],
-            tmp_path / str(changes.get("patience")),
+            settings(**sizes | changes), tower, every.rows(range(40)), every.rows(range(40, 60)), folder
         )
 
     whole, stopped = train(), train(patience=1)
@@ -116,14 +112,17 @@ def test_training_ends_when_the_recall_on_dev_no_longer_rises(settings, tower, e
     assert stopped["evaluated"] == recalls[: place + 1]
 
 
-def test_the_weights_with_the_best_recall_on_dev_stay(folder, emoji):
+def test_the_weights_with_the_best_recall_on_dev_stay(folder, emoji, tower):
     """Zeros find no image; the weights of before come back to the last bit."""
     scorer = load_scorer(folder)
     model = scorer.model.requires_grad_(True)
     frozen = folder.name.startswith("scorer")
     texts = _TextTable(model, scorer.tokenizer, emoji.captions[:2], random.Random(0), frozen)
-    features = torch.from_numpy(emoji.features).float()
-    best = _Best(ScorerSettings(epochs=2, evaluations=2), model, scorer.tokenizer, texts, features, emoji.captions)
+    settings = ScorerSettings(epochs=2, evaluations=2)
+    every = CaptionedFeatures(torch.from_numpy(emoji.features).float(), emoji.captions)
+    images = ImageTable(model.visual, tower, settings, every)
+    as_it_is = Standard(torch.zeros(tower.width), torch.ones(tower.width))  # it was folded into the head
+    best = _Best(settings, model, scorer.tokenizer, texts, images, as_it_is, emoji.captions)
     before = {name: one.clone() for name, one in model.state_dict().items()}
     assert not best.ends_with(0)
     with torch.no_grad():
