@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import DeadlineError, StaleWeightsError
 from finecap_ray.records import Rollout
-from finecap_ray.sampling.weights import WeightBoard, Weights
+from finecap_ray.sampling.weights import WeightBoard, Weights, stored
 
 
 @ray.remote(max_restarts=3, max_task_retries=3)
@@ -53,21 +52,21 @@ class Sampler:
                 raise StaleWeightsError(
                     f"captions of weights {weights_version} were asked for, the board holds {held}: publish them first"
                 )
-            arrays = self._from_board(newest.tensors)
-            self.engine.load(newest.version, {name: _readable(array) for name, array in arrays.items()})
+            self._load(newest.version, self._from_board(newest.tensors))
         return time.perf_counter() - started
+
+    def take(self, weights_version: int, tensors: dict[str, np.ndarray]) -> dict[str, str]:
+        """Loads these weights, unless it has newer ones. Returns the fingerprints of what it holds, by the names of the tensors."""
+        if self.engine.weights_version < weights_version:
+            self._load(weights_version, tensors)
+        return self.engine.fingerprints
+
+    def _load(self, weights_version: int, tensors: dict[str, np.ndarray]) -> None:
+        self.engine.load(weights_version, {name: _readable(array) for name, array in tensors.items()})
 
     def _from_board(self, reference: ray.ObjectRef):
         late = f"the weight board didn't answer within {self.timeout_s:.0f} s: its node is gone or overloaded"
         return get_within(reference, self.timeout_s, late)
-
-    def fingerprints(self, weights_version: int, published: None = None) -> dict[str, str]:
-        """Of the tensors it holds, by their names in the trained model; weights of at least `weights_version`.
-
-        `published`: what `publishing` returned. Ray doesn't call before it is there.
-        """
-        self.sync(weights_version)
-        return self.engine.fingerprints
 
     def publish_captioner(self, weights_version: int, captioner: str) -> None:
         """Puts the weights of a saved captioner of the same architecture on the board."""
@@ -124,13 +123,17 @@ class SamplerPool:
             [sampler.sync.remote(weights_version) for sampler in self.samplers], f"take weights {weights_version}"
         )
 
-    def ask_fingerprints(
-        self, weights_version: int, published: ray.ObjectRef | None = None
-    ) -> Callable[[], list[dict[str, str]]]:
-        """Lets every sampler take weights of at least that version, once they are `published`. What is returned waits for their
-        fingerprints: one dict per sampler, tensor name -> fingerprint."""
-        asked = [sampler.fingerprints.remote(weights_version, published) for sampler in self.samplers]
-        return partial(self._get, asked, f"say which weights they hold after the sync of weights {weights_version}")
+    def send(self, weights_version: int, state_dict: dict[str, torch.Tensor]) -> Callable[[], list[dict[str, str]]]:
+        """Publishes weights and hands them to every sampler, without waiting. What is returned waits until the board and all
+        samplers hold them, and gives the samplers' fingerprints: one dict each, tensor name -> fingerprint."""
+        tensors = stored(state_dict)
+        published = self.board.publish.remote(weights_version, tensors)
+        taken = [sampler.take.remote(weights_version, tensors) for sampler in self.samplers]
+
+        def wait() -> list[dict[str, str]]:
+            return self._get([published, *taken], f"take weights {weights_version}")[1:]
+
+        return wait
 
     def sample(
         self, weights_version: int, image_ids: Sequence[str], images: Any, spec, seeds: Sequence[int] | None

@@ -4,6 +4,7 @@ The trainer publishes; a sampler that is asked for a version it doesn't have pul
 actor of its own and owns the stored copy, so a restarted sampler finds the current weights even while the trainer is down.
 
     trainer --publish(version, tensors)--> WeightBoard --latest()--> sampler
+            `---------------take(version, tensors)-----------------> sampler     (the same, a hop earlier)
 """
 
 from __future__ import annotations
@@ -43,10 +44,9 @@ class WeightBoard:
 def publish(board: ActorHandle, version: int, state_dict: dict, timeout_s: float) -> None:
     """Publishes a torch state dict and waits until the board holds it. Raises DeadlineError."""
     late = f"the weight board didn't take weights {version} within {timeout_s:.0f} s: its node is gone or overloaded"
-    get_within(publishing(board, version, state_dict), timeout_s, late)
+    get_within(board.publish.remote(version, stored(state_dict)), timeout_s, late)
 
 
-def publishing(board: ActorHandle, version: int, state_dict: dict) -> ray.ObjectRef:
-    """Likewise without waiting: what is returned is there as soon as the board holds the weights."""
-    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()}
-    return board.publish.remote(version, tensors)
+def stored(state_dict: dict) -> ray.ObjectRef:
+    """A torch state dict as arrays in the object store."""
+    return ray.put({name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()})

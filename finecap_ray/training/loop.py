@@ -28,7 +28,6 @@ from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
-from finecap_ray.sampling.weights import publishing
 from finecap_ray.training import advantages
 from finecap_ray.training.checkpoints import last_checkpoint, steps_of
 from finecap_ray.training.guards import check_rewards, check_weights
@@ -154,7 +153,7 @@ class Rollouts:
         """Publishes the weights of a step and lets the samplers take them, without waiting for that."""
         started = time.perf_counter()
         weights = merged_weights(model)
-        held = self.job.samplers.ask_fingerprints(step, publishing(self.job.samplers.board, step, weights))
+        held = self.job.samplers.send(step, weights)
         self._sent = SentWeights(step, fingerprints(weights), held)
         self._sync_s = time.perf_counter() - started
 

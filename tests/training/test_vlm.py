@@ -5,7 +5,6 @@ The trainer's own guards run with it: the sampler's weights by their fingerprint
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from finecap_ray.captioners import family_of, load_captioner
@@ -14,7 +13,6 @@ from finecap_ray.errors import MismatchError
 from finecap_ray.records import Bag
 from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.spec import SamplingSpec
-from finecap_ray.sampling.weights import publish
 from finecap_ray.training.advantages import leave_one_out
 from finecap_ray.training.guards import check_weights
 from finecap_ray.training.parts import merged_weights
@@ -45,9 +43,7 @@ def train(vlm, versions, tmp_path):
 
         def rollout(step, bags, policy):
             weights, version = merged_weights(policy), first_version + step
-            publish(vlm.samplers.board, version, weights, timeout_s=120)
-            (sampler,) = vlm.samplers.samplers
-            check_weights(fingerprints(weights), [ray.get(sampler.fingerprints.remote(version), timeout=120)], version)
+            check_weights(fingerprints(weights), vlm.samplers.send(version, weights)(), version)
             own = [image for bag in bags for image in bag.images]
             names = [image.image_id for image in own]
             rollouts = vlm.samplers.sample(version, names, family.images_of(images), spec, range(len(own)))

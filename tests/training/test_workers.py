@@ -9,7 +9,6 @@ import pytest
 import ray
 import ray.train
 import torch
-from ray.actor import ActorHandle
 from transformers import TrainerCallback
 
 from finecap_ray.bags.bag_set import read_manifest
@@ -59,28 +58,11 @@ class Renumbered:
     samplers: SamplerPool
     first: int
 
-    @property
-    def board(self):
-        return RenumberedBoard(self.samplers.board, self.first)
-
-    def ask_fingerprints(self, version, published):
-        return self.samplers.ask_fingerprints(self.first + version, published)
+    def send(self, version, weights):
+        return self.samplers.send(self.first + version, weights)
 
     def sample(self, version, *arguments):
         return self.samplers.sample(self.first + version, *arguments)
-
-
-@dataclass(frozen=True)
-class RenumberedBoard:
-    board: ActorHandle
-    first: int
-
-    @property
-    def publish(self):
-        return self
-
-    def remote(self, version, tensors):
-        return self.board.publish.remote(self.first + version, tensors)
 
 
 class Gradients(TrainerCallback):
