@@ -42,7 +42,7 @@ class CaptionEngine:
         self.family = family = family_of(model.config, processor)
         self.dtype = getattr(torch, dtype)
         self.weights_version = -1
-        self.fingerprints: dict[str, str] = {}  # of the tensors that were loaded
+        self._loaded: dict[str, torch.Tensor] = {}
         self._prefix, self.beside = family.beside_engine(model) or ("", None)
         if self.beside is not None:
             self.beside.eval().requires_grad_(False)
@@ -86,8 +86,12 @@ class CaptionEngine:
             # The worker has dropped what it made of images by the old weights; the scheduler still counts on it.
             self.llm.llm_engine.engine_core.reset_encoder_cache()
             self.llm.llm_engine.reset_mm_cache()
-        self.fingerprints = fingerprints({name: tensors[name] for name in names})
+        self._loaded = {name: tensors[name] for name in names}
         self.weights_version = weights_version
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the tensors that were loaded, which therefore must not change meanwhile, by their names in the trained model."""
+        return fingerprints(self._loaded)
 
     @torch.inference_mode()
     def sample(

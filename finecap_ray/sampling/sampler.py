@@ -55,11 +55,15 @@ class Sampler:
             self._load(newest.version, self._from_board(newest.tensors))
         return time.perf_counter() - started
 
-    def take(self, weights_version: int, tensors: dict[str, np.ndarray]) -> dict[str, str]:
-        """Loads these weights, unless it has newer ones. Returns the fingerprints of what it holds, by the names of the tensors."""
+    def take(self, weights_version: int, tensors: dict[str, np.ndarray]) -> None:
+        """Loads these weights, unless it has newer ones."""
         if self.engine.weights_version < weights_version:
             self._load(weights_version, tensors)
-        return self.engine.fingerprints
+
+    def fingerprints(self, weights_version: int) -> dict[str, str]:
+        """Of the weights it holds, of at least that version, by the names of the tensors."""
+        self.sync(weights_version)
+        return self.engine.fingerprints()
 
     def _load(self, weights_version: int, tensors: dict[str, np.ndarray]) -> None:
         self.engine.load(weights_version, {name: _readable(array) for name, array in tensors.items()})
@@ -96,6 +100,7 @@ class SamplerPool:
         """The engines' own output goes to files in the folder `logs`."""
         self.resources = resources
         self.board = WeightBoard.remote()
+        self._published: ray.ObjectRef = ray.put(None)  # what was sent last
         options = Sampler.options(num_cpus=1, num_gpus=1 if resources.use_gpu else 0)
         self.samplers = [
             options.remote(captioner, self.board, resources, f"{logs}/sampler-{index}.log")
@@ -123,17 +128,19 @@ class SamplerPool:
             [sampler.sync.remote(weights_version) for sampler in self.samplers], f"take weights {weights_version}"
         )
 
-    def send(self, weights_version: int, state_dict: dict[str, torch.Tensor]) -> Callable[[], list[dict[str, str]]]:
-        """Publishes weights and hands them to every sampler, without waiting. What is returned waits until the board and all
-        samplers hold them, and gives the samplers' fingerprints: one dict each, tensor name -> fingerprint."""
+    def send(self, weights_version: int, state_dict: dict[str, torch.Tensor]) -> Callable[[], None]:
+        """Hands weights to every sampler and publishes them, without waiting. What is returned waits until all samplers hold
+        them. The board takes them a moment later, while the samplers work: `fingerprints` waits for that."""
         tensors = stored(state_dict)
-        published = self.board.publish.remote(weights_version, tensors)
         taken = [sampler.take.remote(weights_version, tensors) for sampler in self.samplers]
+        self._published = self.board.publish.remote(weights_version, tensors, *taken)
+        return lambda: self._get(taken, f"take weights {weights_version}")
 
-        def wait() -> list[dict[str, str]]:
-            return self._get([published, *taken], f"take weights {weights_version}")[1:]
-
-        return wait
+    def fingerprints(self, weights_version: int) -> Callable[[], list[dict[str, str]]]:
+        """Asks every sampler for the fingerprints of its weights, without waiting: what is returned waits for them (one dict
+        each, tensor name -> fingerprint), and until the board has what was sent."""
+        asked = [sampler.fingerprints.remote(weights_version) for sampler in self.samplers]
+        return lambda: self._get([self._published, *asked], "say which weights they hold")[1:]
 
     def sample(
         self, weights_version: int, image_ids: Sequence[str], images: Any, spec, seeds: Sequence[int] | None

@@ -4,7 +4,7 @@ The trainer publishes; a sampler that is asked for a version it doesn't have pul
 actor of its own and owns the stored copy, so a restarted sampler finds the current weights even while the trainer is down.
 
     trainer --publish(version, tensors)--> WeightBoard --latest()--> sampler
-            `---------------take(version, tensors)-----------------> sampler     (the same, a hop earlier)
+            `---------------take(version, tensors)-----------------> sampler     (the same, while the trainer is up)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
+import torch
 from ray.actor import ActorHandle
 
 from finecap_ray.cluster import get_within
@@ -31,8 +32,8 @@ class WeightBoard:
     def __init__(self) -> None:
         self._newest: Weights | None = None
 
-    def publish(self, version: int, tensors: dict[str, np.ndarray]) -> None:
-        """Raises ValueError when `version` isn't newer than the one held: weights never go back."""
+    def publish(self, version: int, tensors: dict[str, np.ndarray], *after: None) -> None:
+        """Ray doesn't call before `after` is there. Raises ValueError when `version` isn't newer than the one held: weights never go back."""
         if self._newest is not None and version <= self._newest.version:
             raise ValueError(f"weights {version} published after {self._newest.version}")
         self._newest = Weights(version, ray.put(tensors))
@@ -48,5 +49,11 @@ def publish(board: ActorHandle, version: int, state_dict: dict, timeout_s: float
 
 
 def stored(state_dict: dict) -> ray.ObjectRef:
-    """A torch state dict as arrays in the object store."""
-    return ray.put({name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()})
+    """A torch state dict as arrays in the object store, tied tensors once."""
+    arrays: dict[tuple[int, torch.Size], np.ndarray] = {}
+    return ray.put(
+        {
+            name: arrays.setdefault((tensor.data_ptr(), tensor.shape), tensor.detach().cpu().numpy())
+            for name, tensor in state_dict.items()
+        }
+    )

@@ -134,8 +134,8 @@ def _worker(config: dict[str, Any]) -> None:
 @dataclass(frozen=True, slots=True)
 class SentWeights:
     version: int
-    fingerprints: dict[str, str]  # the trainer's
-    held: Callable[[], list[dict[str, str]]]  # waits for the samplers'
+    fingerprints: dict[str, str]
+    taken: Callable[[], None]  # waits for the samplers
 
 
 class Rollouts:
@@ -153,15 +153,15 @@ class Rollouts:
         """Publishes the weights of a step and lets the samplers take them, without waiting for that."""
         started = time.perf_counter()
         weights = merged_weights(model)
-        held = self.job.samplers.send(step, weights)
-        self._sent = SentWeights(step, fingerprints(weights), held)
+        taken = self.job.samplers.send(step, weights)
+        self._sent = SentWeights(step, fingerprints(weights), taken)
         self._sync_s = time.perf_counter() - started
 
     def wait(self) -> None:
-        """Until the samplers hold what was sent. Raises StaleWeightsError where it isn't what the trainer has."""
+        """Until the samplers hold what was sent."""
         if self._sent is not None:
             started = time.perf_counter()
-            check_weights(self._sent.fingerprints, self._sent.held(), self._sent.version)
+            self._sent.taken()
             self._sync_s += time.perf_counter() - started
 
     def __call__(self, step: int, bags: list[Bag], model: torch.nn.Module):
@@ -174,9 +174,11 @@ class Rollouts:
         synced = time.perf_counter()
         rollouts = self._sample(step, images, self.spec)
         greedy = self._sample(step, images, self.greedy) if self.greedy else []
+        held = self.job.samplers.fingerprints(step)  # while the scorer reads the captions
         sampled = time.perf_counter()
         reply = self.job.rewards.score(_reward_request(bags, rollouts))
         of_greedy = self.job.rewards.score(_reward_request(bags, greedy)).components if self.greedy else None
+        check_weights(self._sent.fingerprints, held(), step)
         has_references = np.array([bool(image.captions) for image in images])
         has_signal = images_with_signal(self.job.settings.rl.reward, has_references)
         seen = reply.metrics | check_rewards(reply.components, [image.image_id for image in images], has_signal)

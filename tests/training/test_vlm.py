@@ -43,7 +43,8 @@ def train(vlm, versions, tmp_path):
 
         def rollout(step, bags, policy):
             weights, version = merged_weights(policy), first_version + step
-            check_weights(fingerprints(weights), vlm.samplers.send(version, weights)(), version)
+            vlm.samplers.send(version, weights)()
+            check_weights(fingerprints(weights), vlm.samplers.fingerprints(version)(), version)
             own = [image for bag in bags for image in bag.images]
             names = [image.image_id for image in own]
             rollouts = vlm.samplers.sample(version, names, family.images_of(images), spec, range(len(own)))

@@ -61,6 +61,9 @@ class Renumbered:
     def send(self, version, weights):
         return self.samplers.send(self.first + version, weights)
 
+    def fingerprints(self, version):
+        return self.samplers.fingerprints(self.first + version)
+
     def sample(self, version, *arguments):
         return self.samplers.sample(self.first + version, *arguments)
 
