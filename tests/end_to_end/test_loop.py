@@ -46,9 +46,9 @@ def settings(tmp_path_factory):
         {
             "run_dir": str(folder / "run"),
             "data": {"examples": str(folder / "examples.parquet")},
-            "tower": {"image_size": 64},
+            "tower": {"model": "tf_efficientnet_lite0", "image_size": 64},
             "scorer": small | {"text": "scratch"},
-            "judge": small,
+            "judge": small | {"image_groups": 1},  # looks at the images, the scorer at features
             "captioner": {
                 "width": 32,
                 "layers": 1,

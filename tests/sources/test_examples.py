@@ -88,3 +88,12 @@ def test_pages_of_several_files_and_row_groups(tmp_path):
     rows[555] |= {"image": b"other"}
     pq.write_table(table(rows, schema=EXAMPLE_SCHEMA), tmp_path / "one")
     assert ExampleSet(str(tmp_path / "one")).digest != examples.digest
+
+
+def test_pictures_of_some_rows_in_their_order(tmp_path):
+    """Rows of three pages of 1024."""
+    rows = [ROWS[0] | {"image_id": str(row), "image": b"%d" % row} for row in range(2100)]
+    pq.write_table(table(rows, schema=EXAMPLE_SCHEMA), tmp_path / "a.parquet", row_group_size=700)
+    examples = ExampleSet(str(tmp_path))
+    assert examples.pictures([2099, 0, 1024, 1023, 0]) == [b"2099", b"0", b"1024", b"1023", b"0"]
+    assert examples.pictures([]) == []
