@@ -50,10 +50,10 @@ def publish(board: ActorHandle, version: int, state_dict: dict, timeout_s: float
 
 def stored(state_dict: dict) -> ray.ObjectRef:
     """A torch state dict as arrays in the object store, tied tensors once."""
-    arrays: dict[tuple[int, torch.Size], np.ndarray] = {}
-    return ray.put(
-        {
-            name: arrays.setdefault((tensor.data_ptr(), tensor.shape), tensor.detach().cpu().numpy())
-            for name, tensor in state_dict.items()
-        }
-    )
+    arrays: dict[tuple, np.ndarray] = {}
+
+    def array(tensor: torch.Tensor) -> np.ndarray:
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        return arrays.setdefault(place, tensor.detach().cpu().numpy())
+
+    return ray.put({name: array(tensor) for name, tensor in state_dict.items()})

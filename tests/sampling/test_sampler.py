@@ -11,7 +11,7 @@ import torch
 from finecap_ray.errors import StaleWeightsError
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
-from finecap_ray.sampling.weights import publish
+from finecap_ray.sampling.weights import publish, stored
 
 SPEC = SamplingSpec(captions_per_image=3, max_tokens=8)
 IMAGES = 12
@@ -93,6 +93,13 @@ def test_a_version_that_nobody_published_is_refused(samplers, published, images)
     version, _, _ = published
     with pytest.raises(StaleWeightsError, match=f"captions of weights {version + 1} .* the board holds {version}"):
         samplers.sample(version + 1, *images[:2], SPEC, images[2])
+
+
+def test_tied_weights_are_sent_once_and_a_transposed_view_is_no_copy_of_them(ray_session):
+    weight = torch.arange(4.0).view(2, 2)
+    sent = ray.get(stored({"in": weight, "out": weight, "turned": weight.T}))
+    assert np.shares_memory(sent["in"], sent["out"])
+    assert sent["turned"].tolist() == [[0, 2], [1, 3]] and sent["out"].tolist() == [[0, 1], [2, 3]]
 
 
 def test_weights_never_go_back(samplers, published):
