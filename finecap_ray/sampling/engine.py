@@ -42,7 +42,8 @@ class CaptionEngine:
         self.family = family = family_of(model.config, processor)
         self.dtype = getattr(torch, dtype)
         self.weights_version = -1
-        self._loaded: dict[str, torch.Tensor] = {}
+        self._loaded: dict[str, torch.Tensor] = {}  # until somebody asks for their fingerprints
+        self._fingerprints: dict[str, str] = {}
         self._prefix, self.beside = family.beside_engine(model) or ("", None)
         if self.beside is not None:
             self.beside.eval().requires_grad_(False)
@@ -91,7 +92,9 @@ class CaptionEngine:
 
     def fingerprints(self) -> dict[str, str]:
         """Of the tensors that were loaded, which therefore must not change meanwhile, by their names in the trained model."""
-        return fingerprints(self._loaded)
+        if self._loaded:
+            self._fingerprints, self._loaded = fingerprints(self._loaded), {}
+        return self._fingerprints
 
     @torch.inference_mode()
     def sample(
