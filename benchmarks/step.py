@@ -62,11 +62,12 @@ def main() -> None:
             result = measure_ndlb(scratch, steps, options.warm_up, options.micro_batch)
         else:
             result = measure_parts(options.shape, options.run_dir, scratch, steps, options.warm_up)
+    name = " ".join(filter(None, (options.shape, result.get("preset"))))
     path = RESULTS / "step.json"
     every = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    every[options.shape] = {"cpus": os.cpu_count()} | result
+    every[name] = {"cpus": os.cpu_count()} | result
     path.write_text(json.dumps(every, indent=2) + "\n", encoding="utf-8")
-    text = "\n".join(table(every[shape]) for shape, table in TABLES.items() if shape in every)
+    text = "\n".join(TABLES[name.split()[0]](own) for name, own in sorted(every.items()))
     (RESULTS / "step.md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -89,6 +90,7 @@ def measure_parts(shape: str, run_dir: Path | None, scratch: str, steps: int, wa
     parts = {part: statistics.median(values) for part, values in ours["parts_s"].items()}
     step_s = statistics.median(ours["step_s"])
     return {
+        "preset": settings.name,
         "captions": workload.captions_per_step,
         "steps": len(every),
         "step_s": step_s,
@@ -280,7 +282,7 @@ def parts_table(captioner: str, result: dict[str, Any]) -> str:
     step = result["step_s"]
     return "\n".join(
         [
-            f"{captioner}, {result['captions']} captions a step, medians of {result['steps']} steps, {result['cpus']} CPUs: "
+            f"{captioner}, {result['preset']}, {result['captions']} captions a step, medians of {result['steps']} steps, {result['cpus']} CPUs: "
             f"{step:.2f} s per step.",
             "",
             *parts_of_step(result["parts_s"], step),
