@@ -23,7 +23,7 @@ def recall(whose: str, by: str, against: str) -> Callable[[Numbers], float]:
     return of
 
 
-POOLS = {"RD100": " 100", "bags of 3": "bags of 3", "bags of 5": "bags of 5", "bags of 7": "bags of 7"}
+POOLS = {"RD100": "100 random images", "bags of 3": "bags of 3", "bags of 5": "bags of 5", "bags of 7": "bags of 7"}
 GAINS: dict[str, Callable[[Numbers], float]] = {
     **{name: recall("evaluated", "judge", pool) for name, pool in POOLS.items()},
     "RD100, reward scorer": recall("evaluated", "reward scorer", POOLS["RD100"]),
