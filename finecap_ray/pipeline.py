@@ -246,8 +246,8 @@ class Pipeline:
                 scorer,
                 self.settings.tower,
                 self.examples if scorer.looks_at_images else None,
-                _Captioned.of(rows, self._matrix(rows)),
-                _Captioned.of(dev, self._matrix(dev)),
+                (rows, self._matrix(rows)),
+                (dev, self._matrix(dev)),
                 str(out),
                 self.settings.resources.threads,
             )
@@ -295,30 +295,17 @@ def _save_start(captioner: CaptionerSettings, out: str) -> None:
         part.save_pretrained(out)
 
 
-@dataclass(frozen=True, slots=True)
-class _Captioned:
-    """Examples on their way to a process that trains on them."""
-
-    rows: list[int]  # among all examples
-    captions: list[list[str]]
-    features: np.ndarray  # [N, F] float16
-
-    @classmethod
-    def of(cls, rows: list[dict], features: np.ndarray) -> _Captioned:
-        return cls([row["row"] for row in rows], [row["captions"] for row in rows], features)
-
-
 @ray.remote(num_cpus=1, max_retries=0)
 def _train_scorer(
     settings: ScorerSettings,
     tower: TowerSettings,
     examples: ExampleSet | None,
-    train: _Captioned,
-    dev: _Captioned,
+    train: tuple[list[dict], np.ndarray],
+    dev: tuple[list[dict], np.ndarray],
     out: str,
     threads: int,
 ) -> dict:
-    """`examples` where the images themselves are looked at."""
+    """train, dev: rows and their features, [N, F] float16. `examples` where the images themselves are looked at."""
     import torch
 
     from finecap_ray.scorers.images import CaptionedFeatures
@@ -328,10 +315,10 @@ def _train_scorer(
     torch.set_num_threads(threads)
     read = [
         CaptionedFeatures(
-            torch.from_numpy(own.features.astype(np.float32)),
-            own.captions,
-            examples.pictures(own.rows) if examples else (),
+            torch.from_numpy(features.astype(np.float32)),
+            [row["captions"] for row in rows],
+            () if examples is None else examples.pictures([row["row"] for row in rows]),
         )
-        for own in (train, dev)
+        for rows, features in (train, dev)
     ]
     return train_scorer(settings, load_tower(tower), *read, Path(out))

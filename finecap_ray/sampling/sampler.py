@@ -17,7 +17,7 @@ from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import DeadlineError, StaleWeightsError
 from finecap_ray.records import Rollout
-from finecap_ray.sampling.weights import WeightBoard, Weights, stored
+from finecap_ray.sampling.weights import WeightBoard, Weights, publish, stored
 
 
 @ray.remote(max_restarts=3, max_task_retries=3)
@@ -75,7 +75,6 @@ class Sampler:
     def publish_captioner(self, weights_version: int, captioner: str) -> None:
         """Puts the weights of a saved captioner of the same architecture on the board."""
         from finecap_ray.captioners import load_captioner
-        from finecap_ray.sampling.weights import publish
 
         model, _ = load_captioner(captioner)
         publish(self.board, weights_version, model.state_dict(), self.timeout_s)

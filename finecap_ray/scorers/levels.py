@@ -24,7 +24,7 @@ class LevelPooled(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.default_cfg = backbone.default_cfg
+        self.default_cfg = {**backbone.default_cfg, "pool_size": None}  # it doesn't end in a map
         self.num_classes = 0
         channels = 3 + sum(level["num_chs"] for level in backbone.feature_info)
         self.num_features: int = 2 * channels + backbone.num_features

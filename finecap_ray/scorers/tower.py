@@ -67,7 +67,7 @@ def check_trained_tower(tower: TowerSettings, scorer: ScorerSettings, name: str)
     with torch.device("meta"):
         model = timm.create_model(tower.model, pretrained=False, num_classes=0)
     near = f": take {tower.model.removesuffix(LEVELS_SUFFIX)}" if tower.model.endswith(LEVELS_SUFFIX) else ""
-    if scorer.pooling == "spatial" and (near or not model.default_cfg.get("pool_size")):
+    if scorer.pooling == "spatial" and not model.default_cfg.get("pool_size"):
         raise ConfigError(f"{name}.pooling=spatial: tower.model={tower.model} doesn't end in a map{near}")
     if scorer.image_groups and not hasattr(model, "group_matcher"):
         raise ConfigError(f"{name}.image_groups={scorer.image_groups}: tower.model={tower.model} has no groups{near}")

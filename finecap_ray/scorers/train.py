@@ -25,7 +25,7 @@ from finecap_ray.evaluation.retrieval import recall_at_1
 from finecap_ray.scorers.damage import damage
 from finecap_ray.scorers.images import CaptionedFeatures, ImageTable, Standard, fold_standardisation
 from finecap_ray.scorers.packages import minilm_folder
-from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer, save_scorer
+from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer, save_scorer, text_lengths
 from finecap_ray.scorers.tower import MEAN, STD, FrozenTower
 
 _MODELS = {"minilm": "effnet_lite0_minilm", "scratch": "effnet_lite0_scratch"}
@@ -198,14 +198,14 @@ class _TextTable:
             return self.model.text.proj(self.pooled[rows])
         tokens = self.tokens[rows]
         if isinstance(self.model.text, HFTextEncoder):  # needs no padding past the longest of them
-            tokens = tokens[:, : int((tokens != 0).sum(1).max())]
+            tokens = tokens[:, : int(text_lengths(tokens).max())]
         return self.model.encode_text(tokens)
 
     @torch.no_grad()
     def pool(self, tokens: Tensor) -> Tensor:
         """Pooled output of the frozen tower for texts, in batches of like length."""
         text = self.model.text.eval()
-        lengths = (tokens != 0).sum(1)
+        lengths = text_lengths(tokens)
         order = lengths.argsort(stable=True)
         pooled = []
         for rows in order.split(256):
