@@ -31,10 +31,11 @@ class ScorerSettings(Section):
 
     spec: str | None = None
     """`NAME/TAG` of open_clip (`ViT-B-32/openai`) or a folder. None: train one."""
-    text: Literal["minilm", "scratch"] = "minilm"
-    """Text tower of a trained scorer: MiniLM-L6, or a small transformer trained from scratch."""
+    text: Literal["minilm", "smollm2", "scratch"] = "minilm"
+    """Text tower of a trained scorer: MiniLM-L6, the first 8 layers of SmolLM2-135M (of its package), or a small transformer trained
+    from scratch."""
     text_layers: int = Field(0, ge=0)
-    """Layers of MiniLM that train, counted from its end; the embeddings are one below the 6. 0: it is frozen."""
+    """Layers of a pretrained text tower that train, counted from its end; the embeddings are one below the 6 or 8. 0: it is frozen."""
     pooling: Literal["pooled", "spatial"] = "pooled"
     """What of an image the head sees: the tower's pooled output, or its last map through an attention pool."""
     image_groups: int = Field(0, ge=0)
@@ -63,15 +64,19 @@ class ScorerSettings(Section):
     seed: int = 0
 
     @property
+    def pretrained_text(self) -> bool:
+        return self.text != "scratch"
+
+    @property
     def looks_at_images(self) -> bool:
         """Whether it is trained on the images themselves: pooled features of the frozen tower don't do."""
         return self.pooling == "spatial" or self.image_groups > 0
 
     @model_validator(mode="after")
     def _only_pretrained_layers_are_counted(self) -> ScorerSettings:
-        if self.text == "scratch" and self.text_layers:
+        if self.text_layers and not self.pretrained_text:
             raise ValueError(
-                f"text_layers={self.text_layers} is for text=minilm: a text tower from scratch trains whole"
+                f"text_layers={self.text_layers} is for text=minilm or smollm2: a text tower from scratch trains whole"
             )
         return self
 
@@ -89,7 +94,7 @@ class ScorerSettings(Section):
 class JudgeSettings(ScorerSettings):
     """The scorer that evaluates: another text tower, other images and another seed than the reward scorer's."""
 
-    text: Literal["minilm", "scratch"] = "scratch"
+    text: Literal["minilm", "smollm2", "scratch"] = "scratch"
     half: Literal["first", "second", "all"] = "second"
     seed: int = 1
 
@@ -109,8 +114,9 @@ class MleSettings(Section):
     """Of the dev splits, those captioned at an evaluation, at most; CIDEr on fewer images is not that on all."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations in a row without a better CIDEr. None: go on to the end."""
-    bf16: bool = False
-    """Autocast. On CPU it pays for wide layers only: at a width of 256 it took 2.3 times as long as float32."""
+    bf16: bool | Literal["auto"] = False
+    """Autocast. `auto`: where the GPU or CPU (AMX) computes in it. On a CPU without AMX a width of 256 took 2.3 times as long as in
+    float32; with it, one of 384 0.55 times."""
     num_workers: int = Field(1, ge=1)
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.hub import check_hub
 from finecap_ray.scorers.scorer import check_scorer
 from finecap_ray.scorers.tower import check_tower, check_trained_tower
+from finecap_ray.smollm2 import smollm2_folder
 
 
 def check_models(settings: Settings) -> None:
@@ -24,6 +25,8 @@ def check_models(settings: Settings) -> None:
     for name, scorer in (("scorer", settings.scorer), ("judge", settings.judge)):
         if scorer.spec is not None:
             check_scorer(scorer.spec)
+        elif scorer.text == "smollm2":
+            smollm2_folder(f"{name}.text")
         check_trained_tower(settings.tower, scorer, name)
     if settings.captioner.spec is None:
         check_decoder(settings.captioner.decoder)

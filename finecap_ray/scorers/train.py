@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from finecap_ray.scorers.damage import damage
 from finecap_ray.scorers.images import CaptionedFeatures, ImageTable, Standard, fold_standardisation
 from finecap_ray.scorers.packages import minilm_folder
 from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer, save_scorer, text_lengths
+from finecap_ray.scorers.smollm2_text import smollm2_text_folder
 from finecap_ray.scorers.tower import MEAN, STD, FrozenTower
 
-_MODELS = {"minilm": "effnet_lite0_minilm", "scratch": "effnet_lite0_scratch"}
+_MODELS = {"minilm": "effnet_lite0_minilm", "smollm2": "effnet_lite0_smollm2", "scratch": "effnet_lite0_scratch"}
+_TEXT_FOLDERS = {"minilm": minilm_folder, "smollm2": partial(smollm2_text_folder, "scorer.text or judge.text")}
 _EVALUATED = 64  # dev images and captions at a time
 _DAMAGED_COPIES = 2  # per caption; drawn anew each epoch from these, so that a frozen text tower embeds each text once
 
@@ -50,7 +53,7 @@ def train_scorer(
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
     model, config, tokenizer = _build(settings, tower)
-    frozen_text = settings.text == "minilm" and not settings.text_layers
+    frozen_text = settings.pretrained_text and not settings.text_layers
     texts = _TextTable(model, tokenizer, train.captions, rng, frozen_text)
     images = ImageTable(model.visual, tower, settings, train)
     standard = images.standard()
@@ -113,35 +116,36 @@ def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dic
         config["vision_cfg"] |= {"timm_pool": "abs_attn", "timm_proj": ""}
     config["text_cfg"]["context_length"] = settings.context_length
     text_config = dict(config["text_cfg"])
-    if settings.text == "minilm":
-        text_config |= {
-            "hf_model_name": str(minilm_folder()),
-            "hf_tokenizer_name": str(minilm_folder()),
-            "hf_model_pretrained": True,
-        }
+    if settings.pretrained_text:
+        hf = str(_TEXT_FOLDERS[settings.text]())
+        text_config |= {"hf_model_name": hf, "hf_tokenizer_name": hf, "hf_model_pretrained": True}
     with resources.as_file(path) as file:
         open_clip.add_model_config(file)
     model = open_clip.create_model(
         name, embed_dim=settings.embed_dim, vision_cfg=config["vision_cfg"], text_cfg=text_config
     )
     model.visual.trunk.load_state_dict(tower.model.state_dict())
-    if settings.text == "minilm":
-        tokenizer = open_clip.tokenizer.HFTokenizer(str(minilm_folder()), context_length=settings.context_length)
+    if settings.pretrained_text:
+        tokenizer = open_clip.tokenizer.HFTokenizer(hf, context_length=settings.context_length)
     else:
         tokenizer = open_clip.SimpleTokenizer(context_length=settings.context_length)
     model.requires_grad_(True)
     model.visual.lock(settings.image_groups)
-    if settings.text == "minilm":
-        # open_clip's own `lock` knows no layers of a BERT.
-        bert = model.text.transformer.requires_grad_(False)
-        for layer in [bert.embeddings, *bert.encoder.layer][::-1][: settings.text_layers]:
+    if settings.pretrained_text:
+        # open_clip's own `lock` knows no layers of either.
+        tower = model.text.transformer.requires_grad_(False)
+        if settings.text == "minilm":
+            layers = [tower.embeddings, *tower.encoder.layer]
+        else:
+            layers = [tower.embed_tokens, *tower.layers]
+        for layer in layers[::-1][: settings.text_layers]:
             layer.requires_grad_(True)
     return model.eval().to(tower.device), config, tokenizer
 
 
 def _optimizer(settings: ScorerSettings, model: nn.Module, batches: int):
     """AdamW over what trains, and its schedule: pretrained layers at a rate of their own."""
-    pretrained = ("visual.trunk.", "text.transformer.") if settings.text == "minilm" else ("visual.trunk.",)
+    pretrained = ("visual.trunk.", "text.transformer.") if settings.pretrained_text else ("visual.trunk.",)
     towers, heads = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -24,6 +24,7 @@ from finecap_ray.training.arithmetic import mle_steps
 from finecap_ray.training.caption_rows import CaptionDataset, LikeLengths
 from finecap_ray.training.checkpoints import last_checkpoint
 from finecap_ray.training.logs import MetricsFile, redirect_output
+from finecap_ray.training.precision import autocasts
 from finecap_ray.training.ray_train import run_workers
 
 METRICS_FILE = "metrics.jsonl"
@@ -132,7 +133,7 @@ def mle_arguments(settings: Settings, out: str, captions: int) -> TrainingArgume
         weight_decay=mle.weight_decay,
         warmup_steps=mle.warmup_fraction,
         lr_scheduler_type="cosine",
-        bf16=mle.bf16,
+        bf16=autocasts(mle.bf16, settings.resources.use_gpu),
         use_cpu=not settings.resources.use_gpu,
         seed=settings.seed,
         data_seed=settings.seed,

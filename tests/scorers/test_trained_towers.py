@@ -90,6 +90,6 @@ def test_a_tower_without_a_map_or_groups_is_refused(model, changes, message):
     check_trained_tower(TowerSettings(model="tf_efficientnet_lite0"), ScorerSettings(**changes), "scorer")
 
 
-def test_text_layers_are_minilm_s():
-    with pytest.raises(ValueError, match="text_layers=1 is for text=minilm"):
+def test_text_layers_are_those_of_a_pretrained_tower():
+    with pytest.raises(ValueError, match="text_layers=1 is for text=minilm or smollm2"):
         JudgeSettings(text_layers=1)

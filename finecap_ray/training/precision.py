@@ -1,0 +1,16 @@
+"""Where bfloat16 pays: a GPU that computes in it, or a CPU with tiles for it (AMX)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+
+def autocasts(asked: bool | Literal["auto"], use_gpu: bool) -> bool:
+    """Whether to train under bfloat16 autocast; `auto` asks the machine. Call it where the training runs."""
+    if asked != "auto":
+        return asked
+    if use_gpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

