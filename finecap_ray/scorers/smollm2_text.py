@@ -1,20 +1,17 @@
 """The first layers of SmolLM2 as a text tower of open_clip: a text is the mean over its tokens of what they put out.
 
 Eight layers are enough: frozen, on half of the photos' training split, heads over the embeddings alone, 2, 4, 6 and 8 layers found
-46, 45, 44, 45 and 46 of 100 dev photos from a human caption, over 24 layers 44 (MiniLM, made for sentences, 51).
+46, 45, 44, 45 and 46 of 100 dev photos from a human caption, over 24 layers (before the last norm) 44 (MiniLM, made for sentences, 51).
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
-import platformdirs
 from open_clip.hf_configs import arch_dict
 from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaConfig, LlamaModel
 
+from finecap_ray.scorers.packages import cached_folder
 from finecap_ray.smollm2 import GGUF_FILE, VERSION, smollm2_folder
 
 LAYERS = 8
@@ -46,12 +43,8 @@ def smollm2_text_folder(setting: str) -> Path:
     Raises ConfigError, naming the `setting` that asks for it, where the package isn't installed.
     """
     source = smollm2_folder(setting)
-    cache = Path(platformdirs.user_cache_dir("finecap-ray"))
-    folder = cache / f"smollm2-{VERSION}-text-{LAYERS}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+
+    def cut(folder: Path) -> None:
         whole = AutoModel.from_pretrained(source, gguf_file=GGUF_FILE, dtype="float32")
         config = LlamaTextConfig(**whole.config.to_dict() | {"model_type": LlamaTextConfig.model_type})
         config.num_hidden_layers, config.pad_token_id, config.use_cache = LAYERS, 0, False
@@ -60,8 +53,6 @@ def smollm2_text_folder(setting: str) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE, pad_token=_PADDING)
         assert tokenizer.pad_token_id == config.pad_token_id
         for part in (tower, tokenizer):
-            part.save_pretrained(Path(scratch) / "tower")
-        # Another process may have won the race: its folder is as good as ours.
-        with suppress(OSError):
-            os.replace(Path(scratch) / "tower", folder)
-    return folder
+            part.save_pretrained(folder)
+
+    return cached_folder(f"smollm2-{VERSION}-text-{LAYERS}", cut)
