@@ -133,11 +133,11 @@ def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dic
     model.visual.lock(settings.image_groups)
     if settings.pretrained_text:
         # open_clip's own `lock` knows no layers of either.
-        tower = model.text.transformer.requires_grad_(False)
+        text = model.text.transformer.requires_grad_(False)
         if settings.text == "minilm":
-            layers = [tower.embeddings, *tower.encoder.layer]
+            layers = [text.embeddings, *text.encoder.layer]
         else:
-            layers = [tower.embed_tokens, *tower.layers]
+            layers = [text.embed_tokens, *text.layers]
         for layer in layers[::-1][: settings.text_layers]:
             layer.requires_grad_(True)
     return model.eval().to(tower.device), config, tokenizer
