@@ -1,4 +1,4 @@
-"""Where bfloat16 pays: a GPU that computes in it, or a CPU with tiles for it (AMX)."""
+"""Where bfloat16 pays: a GPU that computes in it, or a CPU with instructions for it (AMX, AVX-512 BF16)."""
 
 from __future__ import annotations
 
@@ -13,4 +13,5 @@ def autocasts(asked: bool | Literal["auto"], use_gpu: bool) -> bool:
         return asked
     if use_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))

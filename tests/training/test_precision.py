@@ -12,8 +12,10 @@ def test_what_is_asked_for_is_done(use_gpu):
     assert autocasts(False, use_gpu) is False
 
 
-def test_a_cpu_without_tiles_stays_in_float32(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
-    assert autocasts("auto", use_gpu=False) is False
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert autocasts("auto", use_gpu=False) is True
+@pytest.mark.parametrize(
+    ("can", "expected"),
+    [({"avx512_vnni": True, "amx_bf16": False}, False), ({"amx_bf16": True}, True), ({"avx512_bf16": True}, True)],
+)
+def test_a_cpu_autocasts_where_it_has_the_instructions(monkeypatch, can, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert autocasts("auto", use_gpu=False) is expected
