@@ -10,7 +10,7 @@ RECIPES: dict[str, list[str]] = {
     "sr": [
         "bags.kind=random",
         "bags.sizes=[60]",
-        "rl.curriculum=[{bag_size: 60, epochs: 3}]",
+        "rl.curriculum=[{bag_size: 60, epochs: 2}]",
         "rl.reward.scope=batch",
         "rl.reward.cider=0",
     ],
@@ -19,7 +19,7 @@ RECIPES: dict[str, list[str]] = {
     "sr_bagcurri_cider": ["rl.reward.scope=batch"],
     DEFAULT: [],
     # The default with one thing off.
-    "no_curriculum": ["bags.sizes=[5]", "rl.curriculum=[{bag_size: 5, epochs: 3}]"],
+    "no_curriculum": ["bags.sizes=[5]", "rl.curriculum=[{bag_size: 5, epochs: 2}]"],
     "no_cider": ["rl.reward.cider=0"],
     "no_normalisation": ["rl.advantage=leave_one_out"],
 }
