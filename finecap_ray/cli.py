@@ -205,10 +205,16 @@ def evaluate(
     reward_scorer: Annotated[str | None, typer.Option(help="Scorer that rewarded; default: the run's.")] = None,
     form: Annotated[Format, typer.Option("--format", help="How results are printed.")] = "table",
     out: Annotated[str | None, typer.Option(help="Also write the results here, as JSON.")] = None,
+    captions_out: Annotated[
+        str | None, typer.Option(help="Also write the checkpoint's captions here, as JSON that --captions takes.")
+    ] = None,
 ) -> None:
     """Captions or a checkpoint against bags, random distractors or all images. With neither of the two: the captioner
     of a run before and after RL on held-out bags, by the judge; runs the stages that are missing."""
     _make_room(out)
+    _make_room(captions_out)
+    if captions_out is not None and checkpoint is None:
+        raise ConfigError("--captions-out is for the captions of a --checkpoint: name one")
     changes = [*(overrides or []), *([f"evaluation.against={json.dumps(against)}"] if against else [])]
     if captions is None and checkpoint is None and references is None:
         _demo(load_settings(config or "demo", changes), redo=False, form=form)
@@ -231,7 +237,9 @@ def evaluate(
     else:
         default_judge, default_scorer = default_scorers(settings, found)
         splits = tuple(split) if split else None
-        request = Request(captions, found, splits, judge or default_judge, reward_scorer or default_scorer)
+        request = Request(
+            captions, found, splits, judge or default_judge, reward_scorer or default_scorer, captions_out
+        )
         results = evaluate_request(settings, request)
     if out is not None:
         Path(out).write_text(as_json(results), encoding="utf-8")

@@ -110,6 +110,8 @@ def test_an_evaluation_of_what_does_not_fit_is_refused_before_ray_starts(capsys,
     assert code == 2 and "beam search takes token prompts only" in err
     code, _, err = run(capsys, "evaluate", "--checkpoint", str(tmp_path))
     assert code == 2 and "is not a captioner" in err
+    code, _, err = run(capsys, "evaluate", "--captions", str(file), "--captions-out", str(tmp_path / "out.json"))
+    assert code == 2 and "--captions-out is for the captions of a --checkpoint" in err
 
 
 def test_a_captions_file_is_evaluated_as_json_and_markdown(capsys, ray_session, judge_folder, tmp_path):

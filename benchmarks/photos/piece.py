@@ -3,12 +3,15 @@
 ROOT/shared         features, reward scorer, judge, bags of dev and test (seed 0: every recipe and seed is asked the same)
 ROOT/SEED/mle       the captioner that the recipes of this seed start from
 ROOT/SEED/RECIPE    its bags where they differ, and RL
+ROOT/SEED/RECIPE-SPLIT.json   its captions
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from recipes import DEFAULT, MLE, RECIPES
@@ -19,6 +22,14 @@ from finecap_ray.evaluation.evaluate import Request, evaluate
 from finecap_ray.pipeline import Pipeline
 
 SCORERS = ("features", "scorer", "judge", "embeddings")
+CURVE_STEPS = 10
+CURVE = {
+    "self_retrieval": "rewards/self_retrieval/mean",
+    "recall_at_1": "accuracy",
+    "cider": "rewards/cider/mean",
+    "tokens": "completions/mean_length",
+    "entropy": "entropy",
+}
 KEPT = ("retrieval", "caption_metrics", "similarity", "versions", "images")
 
 
@@ -53,7 +64,8 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
 
     against = f"[random:100, 'bags:{bags}']"
     asked = _settings(piece.preset, root / "shared", 0, [*overrides, f"evaluation.against={against}"])
-    found = evaluate(asked, Request(None, str(folder), (piece.split,), judge, scorer))
+    captions = of_seed / f"{piece.recipe}-{piece.split}.json"
+    found = evaluate(asked, Request(None, str(folder), (piece.split,), judge, scorer, str(captions)))
     return {
         "recipe": piece.recipe,
         "seed": piece.seed,
@@ -61,7 +73,20 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
         "overrides": overrides + RECIPES.get(piece.recipe, []),
         "training_s": seconds,
         "captions_per_s": found["images"] / found["seconds"]["sampling"],
+        "curve": [] if piece.recipe == MLE else _curve(trained.folder / "metrics.jsonl"),
     } | {key: found[key] for key in KEPT}
+
+
+def _curve(metrics: Path) -> list[dict[str, float]]:
+    """Means of every ten steps, of the captions sampled in training."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "rewards/self_retrieval/mean" in line]
+    parts = [steps[start : start + CURVE_STEPS] for start in range(0, len(steps), CURVE_STEPS)]
+    return [
+        {"step": part[-1]["step"]}
+        | {name: mean(step[key] for step in part) for name, key in CURVE.items() if key in part[0]}
+        for part in parts
+    ]
 
 
 def _settings(preset: str, run_dir: Path, seed: int, overrides: list[str]) -> Settings:

@@ -7,6 +7,7 @@ examples ──> judge, reward scorer: embed the images ──────┐
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Request:
     splits: tuple[str, ...] | None  # of the examples; None: those of evaluation.groups, or the images of the file
     judge: str | None  # what load_scorer takes
     reward_scorer: str | None
+    captions_out: str | None = None  # file for the captions of the checkpoint, as `read_captions` takes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,9 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
             sampled = _sample(settings, rows, absolute(request.checkpoint), decoding)
             left_out |= {f"images: {reason}": count for reason, count in sampled.left_out.items()}
             given = {image_id: [caption] for image_id, caption in sampled.captions.items()}
+            if request.captions_out is not None:
+                text = json.dumps(sampled.captions, indent=1, ensure_ascii=False)
+                Path(request.captions_out).write_text(text + "\n", encoding="utf-8")
             rows = [row for row in rows if row["image_id"] in given]
         given = {row["image_id"]: given[row["image_id"]] for row in rows}
         asked_at = time.perf_counter()

@@ -60,9 +60,15 @@ def row(results, captions: str, by: str, against: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def of_checkpoint(ray_session, settings, captioner_folder, judge_folder, scorer_folder, tmp_path_factory):
+def captions_out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out") / "captions.json"
+
+
+@pytest.fixture(scope="module")
+def of_checkpoint(ray_session, settings, captioner_folder, judge_folder, scorer_folder, tmp_path_factory, captions_out):
     asked = request(
         tmp_path_factory.mktemp("none"),
+        captions_out=str(captions_out),
         checkpoint=str(captioner_folder),
         judge=str(judge_folder),
         reward_scorer=str(scorer_folder),
@@ -86,6 +92,15 @@ def test_a_checkpoint_is_captioned_and_judged(of_checkpoint, judge_folder):
     assert {"CLIPScore", "RefCLIPScore", "truncated"} <= results["similarity"]["judge"].keys()
     assert results["scorers"]["judge"]["digest"] != results["scorers"]["reward scorer"]["digest"]
     assert results["versions"]["finecap-ray"] and results["seed"] == 0 and results["settings"]["evaluation"]
+
+
+def test_the_captions_of_a_checkpoint_are_kept_as_they_can_be_read_again(
+    of_checkpoint, captions_out, settings, judge_folder
+):
+    again = evaluate(settings, Request(str(captions_out), None, None, str(judge_folder), None))
+    whole = f"all {IMAGES} images"
+    assert row(again, "evaluated", "judge", whole) == row(of_checkpoint, "evaluated", "judge", whole)
+    assert again["caption_metrics"]["CIDEr"] == of_checkpoint["caption_metrics"]["CIDEr"]
 
 
 def test_every_human_caption_is_a_candidate_of_its_own(of_checkpoint, emoji):
