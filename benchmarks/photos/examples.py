@@ -1,9 +1,10 @@
 """What a recipe gained and lost: images that the judge finds in their bag by one captioner's caption and not by the other's.
 
-    finecap caption IMAGES... --captioner RUN/mle --out before.json          (and after.json, by RUN/rl/captioner)
-    python benchmarks/photos/examples.py before.json after.json --judge SCORER --bags BAGS > examples.md
+    python benchmarks/photos/examples.py ROOT/seed-0/mle-dev.json ROOT/seed-0/default-dev.json \\
+        --judge ROOT/shared/judge --bags ROOT/shared/bags/dev
 
-Drawn at random among all such images of the bags of five, so that they are no better than the rest.
+with ROOT the folder of a benchmark's runs, such as runs/photos/photos_small. Drawn at random among all such images of the bags of
+five, so that they are no better than the rest.
 """
 
 from __future__ import annotations
@@ -64,19 +65,18 @@ def main() -> None:
     for title, changes in (("Gains", gains), ("Losses", losses)):
         print(f"\n### {title}")
         for place in random.permutation(len(changes))[: arguments.count]:
-            _show(changes[place], captions, rows)
+            _show(changes[place], captions)
 
 
-def _show(change: Change, captions: dict, rows: dict) -> None:
+def _show(change: Change, captions: dict[str, dict[str, list[str]]]) -> None:
+    """The other images of the bag by what the captioner says of them now: people's captions stay with the photos."""
     image_id = change.bag[change.own]
-    print(f"\n**{image_id}**")
-    for system in (BEFORE, AFTER):
-        picked = change.picked[system]
-        print(
-            f"- {system}: {captions[system][image_id][0]} -> {(picked == change.own and 'found') or f'takes {change.bag[picked]}'}"
-        )
-    for place, other in enumerate(change.bag):
-        print(f"  {'*' if place == change.own else '-'} {other}: {rows[other]['captions'][0]}")
+    print(f"\n**{image_id}**\n")
+    for system, picked in change.picked.items():
+        verdict = "found" if picked == change.own else f"{change.bag[picked]} is taken for it"
+        print(f"- {system}: {captions[system][image_id][0]} ({verdict})")
+    others = [other for other in change.bag if other != image_id]
+    print("- its bag: " + "; ".join(f"{other}: {captions[AFTER][other][0]}" for other in others))
 
 
 if __name__ == "__main__":
