@@ -98,9 +98,11 @@ def test_the_captions_of_a_checkpoint_are_kept_as_they_can_be_read_again(
     of_checkpoint, captions_out, settings, judge_folder
 ):
     again = evaluate(settings, Request(str(captions_out), None, None, str(judge_folder), None))
-    whole = f"all {IMAGES} images"
-    assert row(again, "evaluated", "judge", whole) == row(of_checkpoint, "evaluated", "judge", whole)
-    assert again["caption_metrics"]["CIDEr"] == of_checkpoint["caption_metrics"]["CIDEr"]
+    assert again["images"] == IMAGES
+    assert (
+        again["caption_metrics"] | {"ended": of_checkpoint["caption_metrics"]["ended"]}
+        == of_checkpoint["caption_metrics"]
+    )
 
 
 def test_every_human_caption_is_a_candidate_of_its_own(of_checkpoint, emoji):
