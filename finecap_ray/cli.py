@@ -212,9 +212,9 @@ def evaluate(
     """Captions or a checkpoint against bags, random distractors or all images. With neither of the two: the captioner
     of a run before and after RL on held-out bags, by the judge; runs the stages that are missing."""
     _make_room(out)
-    _make_room(captions_out)
     if captions_out is not None and checkpoint is None:
         raise ConfigError("--captions-out is for the captions of a --checkpoint: name one")
+    _make_room(captions_out)
     changes = [*(overrides or []), *([f"evaluation.against={json.dumps(against)}"] if against else [])]
     if captions is None and checkpoint is None and references is None:
         _demo(load_settings(config or "demo", changes), redo=False, form=form)

@@ -44,9 +44,10 @@ def main() -> None:
     captions = {BEFORE: read_captions(arguments.before), AFTER: read_captions(arguments.after)}
     bags = [bag for bag in read_bag_ids(arguments.bags) if len(bag) == arguments.size]
     wanted = {image_id for bag in bags for image_id in bag}
-    examples = read_examples(load_settings(arguments.config).data.examples).to_pylist()
+    settings = load_settings(arguments.config)
+    examples = read_examples(settings.data.examples).to_pylist()
     rows = {row["image_id"]: row for row in examples if row["image_id"] in wanted}
-    judge = PoolJudge(arguments.judge, threads=2)
+    judge = PoolJudge(arguments.judge, settings.resources.threads)
     judge.show(list(rows), [row["image"] for row in rows.values()], None)
     reply = judge.judge_bags(captions, bags)
     gains, losses = [], []

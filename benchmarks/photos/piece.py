@@ -8,7 +8,6 @@ ROOT/SEED/RECIPE-SPLIT.json   its captions
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -20,6 +19,7 @@ from rich.console import Console
 from finecap_ray.config import Settings, load_settings
 from finecap_ray.evaluation.evaluate import Request, evaluate
 from finecap_ray.pipeline import Pipeline
+from finecap_ray.training.metrics_file import read_metrics
 
 SCORERS = ("features", "scorer", "judge", "embeddings")
 CURVE_STEPS = 10
@@ -79,8 +79,7 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
 
 def _curve(metrics: Path) -> list[dict[str, float]]:
     """Means of every ten steps, of the captions sampled in training."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "rewards/self_retrieval/mean" in line]
+    steps = [row for row in read_metrics(metrics) if CURVE["self_retrieval"] in row]
     parts = [steps[start : start + CURVE_STEPS] for start in range(0, len(steps), CURVE_STEPS)]
     return [
         {"step": part[-1]["step"]}

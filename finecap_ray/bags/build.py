@@ -55,7 +55,8 @@ def build_bags(
         similarity = bag_similarities(source.embeddings, bags)
         order = np.argsort(-similarity, kind="stable")
         if size in mined and settings.kind == "look_alike" and settings.least_similarity is not None:
-            order = order[similarity[order] >= settings.least_similarity]
+            # As bags carry it: the similarity that a bag shows is one that lets it pass.
+            order = order[similarity[order].astype(np.float32) >= np.float32(settings.least_similarity)]
             if not len(order):
                 raise DataError(
                     f"no bag of {size} images of {source.name} reaches bags.least_similarity={settings.least_similarity}: "
