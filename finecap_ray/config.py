@@ -266,6 +266,8 @@ class ResourceSettings(Section):
     sampler_kv_cache_gb: int = Field(1, ge=1)
     sampler_max_sequences: int = Field(512, ge=1)
     scorers: int = Field(1, ge=1)
+    scorer_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the reward scorer while it reads captions in RL; evaluation is in float32 always."""
     start_timeout_s: float = Field(300, gt=0)
     step_timeout_s: float = Field(300, gt=0)
     work_timeout_s: float = Field(86_400, gt=0)

@@ -45,6 +45,9 @@ class ScorerSettings(Section):
     half: Literal["first", "second", "all"] = "first"
     """Which half of the training images it sees; reward scorer and judge see different ones."""
     embed_dim: int = Field(256, ge=8)
+    """Of all members together."""
+    members: int = Field(1, ge=1)
+    """Pairs of heads that learn beside one another, behind frozen towers: an ensemble, whose cosine is about the mean of theirs."""
     context_length: int = Field(24, ge=4)
     """Tokens; longer captions are cut, and the share of those is logged."""
     epochs: int = Field(20, ge=1)
@@ -77,6 +80,19 @@ class ScorerSettings(Section):
         if self.text_layers and not self.pretrained_text:
             raise ValueError(
                 f"text_layers={self.text_layers} is for text=minilm or smollm2: a text tower from scratch trains whole"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _members_are_pairs_of_heads(self) -> ScorerSettings:
+        if self.embed_dim % self.members:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} can't be divided among {self.members} members: take a multiple"
+            )
+        if self.members > 1 and (not self.pretrained_text or self.text_layers or self.looks_at_images):
+            raise ValueError(
+                f"members={self.members} is for frozen towers: leave text_layers and image_groups 0 and pooling pooled, and name "
+                "a pretrained text tower"
             )
         return self
 

@@ -49,6 +49,7 @@ class RewardActor:
 
         torch.set_num_threads(resources.threads)
         self.scorer = load_scorer(scorer)
+        self.scorer.text_dtype = getattr(torch, resources.scorer_dtype)
         self.text_prefix = settings.text_prefix
         self.components = build_components(settings, self.scorer, references, bank)
 

@@ -37,6 +37,7 @@ class Scorer:
     tower_digest  of the frozen image tower whose cached features `project_features` takes; "" where there is none
     made_here     whether `finecap scorer train` made it
     logit_scale   s of s * cos, as learned
+    text_dtype    of the text tower's arithmetic: float32, until who holds the scorer sets another one
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Scorer:
         tower_digest: str = "",
         made_here: bool = False,
     ) -> None:
+        self.text_dtype = torch.float32
         self.device = device()
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.preprocess = preprocess
@@ -93,7 +95,9 @@ class Scorer:
         return embedded[rows], self._full(own_lengths)[rows]
 
     def _embed_tokens(self, tokens: Int[Tensor, "n T"]) -> Float[Tensor, "n D"]:
-        return self.model.encode_text(tokens.to(self.device), normalize=True).float().cpu()
+        with torch.autocast(self.device, self.text_dtype, enabled=self.text_dtype != torch.float32):
+            text = self.model.encode_text(tokens.to(self.device))
+        return torch.nn.functional.normalize(text.float(), dim=-1).cpu()
 
     def truncated(self, texts: list[str]) -> Float[Tensor, n]:
         """1 where a text fills the scorer's context (its end is cut, or just fits), else 0."""

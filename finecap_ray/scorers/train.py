@@ -25,6 +25,7 @@ from finecap_ray.errors import DataError
 from finecap_ray.evaluation.retrieval import recall_at_1
 from finecap_ray.scorers.damage import damage
 from finecap_ray.scorers.images import CaptionedFeatures, ImageTable, Standard, fold_standardisation
+from finecap_ray.scorers.members import Member, split_heads
 from finecap_ray.scorers.packages import minilm_folder
 from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer, save_scorer, text_lengths
 from finecap_ray.scorers.smollm2_text import smollm2_text_folder
@@ -63,6 +64,10 @@ def train_scorer(
     groups = _neighbourhoods(Standard.of(train.features)(train.features), settings.neighbourhood, settings.seed)
     contrastive = open_clip.ClipLoss()
     head, dropout = model.visual.head, nn.Dropout(settings.feature_dropout)
+    if settings.members > 1:
+        members = split_heads(head, model.text.proj, settings.members)
+    else:
+        members = [Member(head, model.text.proj if frozen_text else nn.Identity())]
     model.text.train(not frozen_text)
     head.train()  # not the trunk: its BatchNorm keeps the statistics it came with
     best = _Best(
@@ -70,17 +75,20 @@ def train_scorer(
     )
     for epoch in range(settings.epochs):
         for rows in _shuffled(groups).tensor_split(batches):
-            clean, damaged = texts.draw(rows.tolist(), rng)
-            image = nn.functional.normalize(head(dropout(standard(images.seen(rows)))), dim=-1)
-            text = nn.functional.normalize(texts.embed(clean), dim=-1)
-            scale = model.logit_scale.exp()
-            loss = contrastive(image, text, scale)
-            if settings.damaged_weight:
-                worse = nn.functional.normalize(texts.embed(damaged), dim=-1)
-                margin = scale * ((image * text).sum(-1) - (image * worse).sum(-1))
-                loss = loss + settings.damaged_weight * nn.functional.softplus(-margin).mean()
+            seen, scale = standard(images.seen(rows)), model.logit_scale.exp()
+            losses = []
+            for member in members:
+                clean, damaged = texts.draw(rows.tolist(), rng)
+                image = nn.functional.normalize(member.image(dropout(seen)), dim=-1)
+                text = nn.functional.normalize(member.text(texts.read(clean)), dim=-1)
+                loss = contrastive(image, text, scale)
+                if settings.damaged_weight:
+                    worse = nn.functional.normalize(member.text(texts.read(damaged)), dim=-1)
+                    margin = scale * ((image * text).sum(-1) - (image * worse).sum(-1))
+                    loss = loss + settings.damaged_weight * nn.functional.softplus(-margin).mean()
+                losses.append(loss)
             optimizer.zero_grad()
-            loss.backward()
+            torch.stack(losses).mean().backward()
             optimizer.step()
             schedule.step()
             with torch.no_grad():
@@ -196,10 +204,10 @@ class _TextTable:
         clean = [rng.choice(self.captions[image]) for image in images]
         return [self.row[text] for text in clean], [self.row[rng.choice(self.damaged[text])] for text in clean]
 
-    def embed(self, rows: list[int]) -> Tensor:
-        """[n, D], with gradients, not yet unit-norm."""
+    def read(self, rows: list[int]) -> Tensor:
+        """What the head takes, [n, D]: of a frozen tower its pooled output, else the embedding, with gradients, not yet unit-norm."""
         if self.pooled is not None:
-            return self.model.text.proj(self.pooled[rows])
+            return self.pooled[rows]
         tokens = self.tokens[rows]
         if isinstance(self.model.text, HFTextEncoder):  # needs no padding past the longest of them
             tokens = tokens[:, : int(text_lengths(tokens).max())]

@@ -92,6 +92,8 @@ def _worker(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     redirect_output(run_dir / "logs" / f"rl-{rank}.log")
     torch.set_num_threads(settings.resources.threads)
+    # A step's gradients are shared out over thousands of tokens: in attention many fall below 1e-38, which a CPU computes slowly.
+    torch.set_flush_denormal(True)
     model, processor = load_captioner(job.captioner)
     model.train()
     manifest = read_manifest(job.bags)

@@ -53,6 +53,19 @@ def test_the_reward_looks_at_embeddings_and_at_no_image(rewards, bag_source):
     assert first + second == pytest.approx(np.ones(6), abs=1e-5)
 
 
+def test_a_scorer_in_bfloat16_pays_nearly_the_same(scorer_folder, rewards, bag_source):
+    asked = request(bag_source, [4, 9, 20], [0, 0, 1])
+    resources = ResourceSettings(scorer_dtype="bfloat16", threads=1)
+    pool = RewardPool(str(scorer_folder), RewardSettings(), [["a red apple"]], resources)
+    try:
+        half, whole = (one.score(asked).components["self_retrieval"] for one in (pool, rewards))
+    finally:
+        pool.close()
+    assert half == pytest.approx(whole, abs=0.1)
+    assert not np.array_equal(half, whole)
+    assert half[4:].tolist() == [0.0, 0.0]
+
+
 def test_equal_images_share_the_reward(rewards, bag_source):
     reply = rewards.score(request(bag_source, [4, 4, 4], [0, 0, 0]))
     # A tie among 3: -log 3 each, whatever the caption; rank (3 + 1) / 2, accuracy 1 / 3.
