@@ -84,6 +84,7 @@ def train_rl(
 def _worker(config: dict[str, Any]) -> None:
     from finecap_ray.captioners import family_of, load_captioner
     from finecap_ray.captioners.loader import check_features
+    from finecap_ray.training.cpu import suit_cpu
     from finecap_ray.training.logs import MetricsFile, redirect_output
     from finecap_ray.training.trainer import BagTrainer, grpo_arguments
 
@@ -92,9 +93,9 @@ def _worker(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     redirect_output(run_dir / "logs" / f"rl-{rank}.log")
     torch.set_num_threads(settings.resources.threads)
-    # A step's gradients are shared out over thousands of tokens: in attention many fall below 1e-38, which a CPU computes slowly.
-    torch.set_flush_denormal(True)
     model, processor = load_captioner(job.captioner)
+    if not settings.resources.use_gpu:
+        suit_cpu(model)
     model.train()
     manifest = read_manifest(job.bags)
     family = family_of(model.config, processor)

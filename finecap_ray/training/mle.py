@@ -23,6 +23,7 @@ from finecap_ray.errors import DataError
 from finecap_ray.training.arithmetic import mle_steps
 from finecap_ray.training.caption_rows import CaptionDataset, LikeLengths
 from finecap_ray.training.checkpoints import last_checkpoint
+from finecap_ray.training.cpu import suit_cpu
 from finecap_ray.training.logs import MetricsFile, redirect_output
 from finecap_ray.training.precision import autocasts
 from finecap_ray.training.ray_train import run_workers
@@ -83,6 +84,8 @@ def mle_trainer(job: MleJob) -> CaptionTrainer:
     else:
         model, processor = load_captioner(settings.captioner.spec)
         check_features(model, job.tower_digest, width)
+    if not settings.resources.use_gpu:
+        suit_cpu(model)
     rows = CaptionDataset(job.train.features, job.train.captions, processor, settings.captioner.max_tokens)
     trainer = CaptionTrainer(
         model.train(), processor, mle_arguments(settings, str(_checkpoints(job)), len(rows)), rows, job.dev

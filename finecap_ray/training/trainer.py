@@ -109,9 +109,6 @@ class BagTrainer(GRPOTrainer):
             rollout_func=self._collect,
             callbacks=callbacks,
         )
-        if self._family.reads == "features" and self.accelerator.device.type == "cpu":
-            # A caption and its prefix are too short for fused attention to pay: eager, an update takes 0.7 of the time in bfloat16.
-            model.set_attn_implementation("eager")
         self.num_generations = settings.captions_per_image  # TRL's arguments refuse 1, its trainer doesn't
         if self.ref_model is not None:
             self._family.prepare(self.ref_model)
