@@ -84,8 +84,7 @@ def train_scorer(
                 loss = contrastive(image, text, scale)
                 if settings.damaged_weight:
                     worse = nn.functional.normalize(member.text(texts.read(damaged)), dim=-1)
-                    margin = scale * ((image * text).sum(-1) - (image * worse).sum(-1))
-                    loss = loss + settings.damaged_weight * nn.functional.softplus(-margin).mean()
+                    loss = loss + settings.damaged_weight * _preference(image, text, worse, scale)
                 losses.append(loss)
             optimizer.zero_grad()
             torch.stack(losses).mean().backward()
@@ -112,6 +111,14 @@ def train_scorer(
     } | _warrant(scorer, dev)
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
     return facts
+
+
+def _preference(
+    image: Float[Tensor, "n D"], text: Float[Tensor, "n D"], worse: Float[Tensor, "n D"], scale: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """-log of the probability that an image prefers its caption to the damaged copy."""
+    margin = scale * ((image * text).sum(-1) - (image * worse).sum(-1))
+    return nn.functional.softplus(-margin).mean()
 
 
 def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dict[str, Any], Any]:
