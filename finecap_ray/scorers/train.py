@@ -31,8 +31,10 @@ from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer, save_sco
 from finecap_ray.scorers.smollm2_text import smollm2_text_folder
 from finecap_ray.scorers.tower import MEAN, STD, FrozenTower
 
-_MODELS = {"minilm": "effnet_lite0_minilm", "smollm2": "effnet_lite0_smollm2", "scratch": "effnet_lite0_scratch"}
-_TEXT_FOLDERS = {"minilm": minilm_folder, "smollm2": partial(smollm2_text_folder, "scorer.text or judge.text")}
+_PRETRAINED_TEXTS = {  # the name that a scorer's config keeps, and the folder
+    "minilm": ("all-minilm-l6-v2", minilm_folder),
+    "smollm2": ("smollm2-text", partial(smollm2_text_folder, "scorer.text or judge.text")),
+}
 _EVALUATED = 64  # dev images and captions at a time
 _DAMAGED_COPIES = 2  # per caption; drawn anew each epoch from these, so that a frozen text tower embeds each text once
 
@@ -122,7 +124,7 @@ def _preference(
 
 
 def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dict[str, Any], Any]:
-    name = _MODELS[settings.text]
+    name = f"effnet_lite0_{'pretrained' if settings.pretrained_text else 'scratch'}"
     path = resources.files("finecap_ray.scorers") / "models" / f"{name}.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["embed_dim"] = settings.embed_dim
@@ -132,7 +134,9 @@ def _build(settings: ScorerSettings, tower: FrozenTower) -> tuple[nn.Module, dic
     config["text_cfg"]["context_length"] = settings.context_length
     text_config = dict(config["text_cfg"])
     if settings.pretrained_text:
-        hf = str(_TEXT_FOLDERS[settings.text]())
+        kept, folder = _PRETRAINED_TEXTS[settings.text]
+        config["text_cfg"] |= {"hf_model_name": kept, "hf_tokenizer_name": kept}
+        hf = str(folder())
         text_config |= {"hf_model_name": hf, "hf_tokenizer_name": hf, "hf_model_pretrained": True}
     with resources.as_file(path) as file:
         open_clip.add_model_config(file)
