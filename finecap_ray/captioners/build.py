@@ -57,6 +57,7 @@ def build_clipcap(
     if pretrained is not None:
         model.model.language_model.load_state_dict(pretrained.base_model.state_dict())
         model.lm_head.weight.data.copy_(pretrained.get_output_embeddings().weight)
+        model.model.mapper.scale_to(pretrained.get_input_embeddings().weight)
     return model, ClipCapProcessor(tokenizer, prefix_length=settings.prefix_length)
 
 

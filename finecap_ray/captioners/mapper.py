@@ -54,6 +54,19 @@ class Mapper(nn.Module):
         self.deviation.copy_(deviation + 1e-3)
 
 
+    @torch.no_grad()
+    def scale_to(self, embeddings: Float[Tensor, "V H"]) -> None:
+        """Makes what comes of standardised features about as large as a decoder's token embeddings.
+
+        A pretrained decoder has seen no larger ones. Larger ones also learn slowly: a norm before each layer leaves only
+        their direction, which a step turns the less the longer they are.
+        """
+        own = self.out.weight.square().sum(dim=1).mean().sqrt()
+        factor = embeddings.square().mean().sqrt() / own
+        self.out.weight.mul_(factor)
+        self.out.bias.mul_(factor)
+
+
 class Attention(nn.Module):
     """Image tokens [N, P, H] and as many learned queries, through transformer layers -> what becomes of the queries [N, P, H]."""
 
