@@ -53,7 +53,6 @@ class Mapper(nn.Module):
         self.mean.copy_(mean)
         self.deviation.copy_(deviation + 1e-3)
 
-
     @torch.no_grad()
     def scale_to(self, embeddings: Float[Tensor, "V H"]) -> None:
         """Makes what comes of standardised features about as large as a decoder's token embeddings.

@@ -67,6 +67,14 @@ def test_behind_the_prefix_the_decoder_is_the_one_that_was_named(llama_folder):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_a_new_prefix_is_as_large_as_the_decoder_s_words(llama_folder):
+    model, _ = build(llama_folder, "linear")
+    with torch.no_grad():
+        prefix = model.model.mapper(torch.randn(200, FEATURES, generator=torch.Generator().manual_seed(0)))
+        words = model.get_input_embeddings().weight
+    assert prefix.square().mean().sqrt() == pytest.approx(float(words.square().mean().sqrt()), rel=0.1)
+
+
 def test_the_tokenizer_is_the_decoder_s_with_one_token_more(llama_folder):
     model, processor = build(llama_folder, "mlp")
     text = model.config.text_config
