@@ -12,14 +12,15 @@ RECIPES: dict[str, list[str]] = {
         "bags.sizes=[60]",
         "rl.curriculum=[{bag_size: 60, epochs: 2}]",
         "rl.reward.cider=0",
+        "rl.kl_weight=0",
     ],
-    # Steps are made of bags of look-alikes, of growing sizes, and all images of the step compete (No Detail Left Behind). It is also
-    # the default without CIDEr.
-    "sr_bagcurri": ["rl.reward.cider=0"],
-    "sr_bagcurri_cider": ["rl.reward.cider=5"],
+    # Steps are made of bags of look-alikes, of growing sizes, and all images of the step compete (No Detail Left Behind).
+    "sr_bagcurri": ["rl.reward.cider=0", "rl.kl_weight=0"],
+    "sr_bagcurri_cider": ["rl.kl_weight=0"],
     DEFAULT: [],
     # The default with one thing off, or otherwise.
     "no_curriculum": ["bags.sizes=[5]", "rl.curriculum=[{bag_size: 5, epochs: 2}]"],
+    "no_cider": ["rl.reward.cider=0"],
     "no_normalisation": ["rl.advantage=leave_one_out"],
     "own_bag": ["rl.reward.scope=bag"],
 }
