@@ -7,6 +7,7 @@ A page that processes share (the object store) counts once. Linux only; nothing 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -35,10 +36,10 @@ def _memory(since: float) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for process in psutil.process_iter():
         try:
-            if process.create_time() >= since - 1 and process.pid != psutil.Process().pid:
+            if process.create_time() >= since - 1 and process.pid != os.getpid():
                 name = " ".join(process.cmdline()[:2]) or process.name()
                 sizes[name] = sizes.get(name, 0) + process.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        except psutil.NoSuchProcess:
             continue  # it ended meanwhile
     return sizes
 

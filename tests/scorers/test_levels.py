@@ -9,9 +9,9 @@ from finecap_ray.scorers.levels import LevelPooled
 from finecap_ray.scorers.tower import load_tower
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return load_tower(TowerSettings(model="tf_efficientnet_lite0", image_size=64)).model
+@pytest.fixture
+def plain(plain_tower):
+    return plain_tower.model
 
 
 def test_the_features_are_the_statistics_of_every_level_and_the_pooled_output(plain):

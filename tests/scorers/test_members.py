@@ -4,19 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finecap_ray.config import JudgeSettings, ScorerSettings, TowerSettings
+from finecap_ray.config import JudgeSettings, ScorerSettings
 from finecap_ray.scorers.images import CaptionedFeatures
 from finecap_ray.scorers.members import split_heads
 from finecap_ray.scorers.scorer import WEIGHTS_FILE, load_scorer
-from finecap_ray.scorers.tower import load_tower
 from finecap_ray.scorers.train import _build, train_scorer
 
 SETTINGS = ScorerSettings(members=3, embed_dim=24, epochs=2, batch_size=10)
-
-
-@pytest.fixture(scope="module")
-def plain_tower():
-    return load_tower(TowerSettings(model="tf_efficientnet_lite0", image_size=64))
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ from finecap_ray.scorers.train import train_scorer
 SETTINGS = TowerSettings(model="tf_efficientnet_lite0_mirrored", image_size=64)
 
 
-def test_an_image_and_its_mirror_image_are_one_to_it():
-    tower, plain = load_tower(SETTINGS), load_tower(SETTINGS.model_copy(update={"model": "tf_efficientnet_lite0"}))
+def test_an_image_and_its_mirror_image_are_one_to_it(plain_tower):
+    tower = load_tower(SETTINGS)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         one, other = tower.model(images), tower.model(images.flip(3))
-        both = plain.model(images), plain.model(images.flip(3))
+        both = plain_tower.model(images), plain_tower.model(images.flip(3))
     assert one.shape == (2, 1280) and tower.width == 1280
     torch.testing.assert_close(one, other)
     torch.testing.assert_close(one, sum(both) / 2)
     assert (both[0] - both[1]).abs().max() > 0.01
-    assert tower.digest != plain.digest
+    assert tower.digest != plain_tower.digest
 
 
 def test_a_scorer_on_it_sees_images_as_their_features(emoji, tmp_path):

@@ -8,7 +8,7 @@ from finecap_ray.config import JudgeSettings, ScorerSettings, TowerSettings
 from finecap_ray.errors import ConfigError
 from finecap_ray.scorers.images import CaptionedFeatures, ImageTable, fold_standardisation
 from finecap_ray.scorers.scorer import WEIGHTS_FILE, load_scorer
-from finecap_ray.scorers.tower import check_trained_tower, load_tower
+from finecap_ray.scorers.tower import check_trained_tower
 from finecap_ray.scorers.train import _build, train_scorer
 
 SIZES = {"epochs": 2, "batch_size": 10, "embed_dim": 32, "tower_learning_rate": 1e-3}
@@ -21,11 +21,6 @@ KINDS = {
     "all of the text tower": ScorerSettings(text_layers=7, **SIZES),
     "text from scratch": JudgeSettings(image_groups=1, **SIZES),
 }
-
-
-@pytest.fixture(scope="module")
-def plain_tower():
-    return load_tower(TowerSettings(model="tf_efficientnet_lite0", image_size=64))
 
 
 @pytest.fixture(scope="module")
