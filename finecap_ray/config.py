@@ -191,6 +191,8 @@ class RlSettings(Section):
     """What the ratio is of: each token (PPO), or a caption, as the geometric mean over its tokens (GSPO; clips of about 3e-4)."""
     kl_weight: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the start (k3 estimate)."""
+    average_decay: float = Field(0.0, ge=0, lt=1)
+    """Of the moving average of the weights that the run ends with, per optimizer step (0.98: of about 50); 0: the last weights."""
     temperature: float = Field(1.0, gt=0, le=2)
     """In sampling and in the trainer's log-probs alike; 2 is vLLM's limit."""
     bf16: bool = False

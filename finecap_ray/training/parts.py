@@ -108,7 +108,7 @@ def share_frozen(reference: PreTrainedModel, model: PreTrainedModel) -> None:
 def save_trained(model: PreTrainedModel, folder: str | Path) -> None:
     """Beside the merged weights of a checkpoint, what they were merged from: a merged matrix can't be taken apart again."""
     if any(isinstance(module, LoraLayer) for module in model.modules()):
-        save_file(_trained(model), str(Path(folder) / ADAPTER_FILE))
+        save_file(trained(model), str(Path(folder) / ADAPTER_FILE))
 
 
 def load_trained(model: PreTrainedModel, folder: str | Path) -> bool:
@@ -116,7 +116,7 @@ def load_trained(model: PreTrainedModel, folder: str | Path) -> bool:
 
     Raises MismatchError where checkpoint and model don't train the same parts.
     """
-    path, own = Path(folder) / ADAPTER_FILE, _trained(model)
+    path, own = Path(folder) / ADAPTER_FILE, trained(model)
     adapted = any(isinstance(module, LoraLayer) for module in model.modules())
     if not adapted and not path.is_file():
         return False
@@ -133,7 +133,8 @@ def load_trained(model: PreTrainedModel, folder: str | Path) -> bool:
     return True
 
 
-def _trained(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def trained(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What trains, by name: the model's own tensors, outside of autograd."""
     return {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

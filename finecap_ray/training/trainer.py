@@ -34,6 +34,7 @@ from finecap_ray.records import Bag, Rollout
 from finecap_ray.rewards.combine import component_weights, total_reward
 from finecap_ray.training import guards, parts
 from finecap_ray.training.advantages import RunningMean
+from finecap_ray.training.averaging import WeightAverage
 from finecap_ray.training.micro_batches import split_captions
 from finecap_ray.training.workers import gather_rows
 
@@ -98,6 +99,7 @@ class BagTrainer(GRPOTrainer):
         self._started_update = 0.0
         self._chunks: list[dict[str, Any]] = []
         self._chunk: dict[str, Any] = {}
+        self._average = WeightAverage(settings.average_decay) if settings.average_decay else None
         parts.set_trainable(model, settings.trainable, arguments.seed)
         super().__init__(
             model,
@@ -107,7 +109,7 @@ class BagTrainer(GRPOTrainer):
             train_dataset=Dataset.from_list([_ROW]),
             processing_class=processor,
             rollout_func=self._collect,
-            callbacks=callbacks,
+            callbacks=[*callbacks, self._average] if self._average else callbacks,
         )
         self.num_generations = settings.captions_per_image  # TRL's arguments refuse 1, its trainer doesn't
         if self.ref_model is not None:
@@ -265,9 +267,14 @@ class BagTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         super()._save(output_dir, parts.merged_weights(model))
         parts.save_trained(model, output_dir or self.args.output_dir)
+        if self._average is not None:
+            self._average.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        if not parts.load_trained(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint):
+        own = self.accelerator.unwrap_model(model or self.model)
+        if self._average is not None:
+            self._average.load(resume_from_checkpoint, own)
+        if not parts.load_trained(own, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -1,0 +1,60 @@
+"""The weights that a run ends with, as a moving average of those it had on its way: what single steps did by chance cancels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import TrainerCallback
+
+from finecap_ray.errors import MismatchError
+from finecap_ray.training.parts import trained
+
+AVERAGE_FILE = "average.safetensors"  # in a checkpoint, beside the weights that go on training
+
+
+class WeightAverage(TrainerCallback):
+    """Of what trains, from the start on, and in the model when training ends: a_0 = w_0, a_t = decay a_{t-1} + (1 - decay) w_t.
+
+    w_t are the weights after optimizer step t (of LoRA both factors, each by itself), so 1 / (1 - decay) steps count, and of a shorter run the
+    start does too. WARP (Rame 2024, arXiv:2406.16768) finds that such averages keep more of the start for the same reward.
+    Samplers and checkpoints have the weights that train.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self._update = get_ema_multi_avg_fn(decay)
+        self._average: dict[str, Tensor] | None = None
+
+    def on_train_begin(self, args, state, control, model=None, **unused: Any) -> None:
+        own = trained(model)
+        if self._average is None:
+            self._average = {name: tensor.clone() for name, tensor in own.items()}
+        self._average = {name: tensor.to(own[name].device) for name, tensor in self._average.items()}
+
+    def on_step_end(self, args, state, control, model=None, **unused: Any) -> None:
+        own = trained(model)
+        self._update(list(self._average.values()), [own[name] for name in self._average], None)
+
+    def on_train_end(self, args, state, control, model=None, **unused: Any) -> None:
+        for name, tensor in trained(model).items():
+            tensor.copy_(self._average[name])
+
+    def save(self, folder: str | Path) -> None:
+        save_file(self._average, str(Path(folder) / AVERAGE_FILE))
+
+    def load(self, folder: str | Path, model: torch.nn.Module) -> None:
+        """Raises MismatchError where the checkpoint has no average of what this model trains."""
+        path = Path(folder) / AVERAGE_FILE
+        average = load_file(str(path)) if path.is_file() else {}
+        if {name: tensor.shape for name, tensor in average.items()} != {
+            name: tensor.shape for name, tensor in trained(model).items()
+        }:
+            raise MismatchError(
+                f"the checkpoint {folder} has no average of the weights that train: resume with the rl.average_decay and "
+                "rl.trainable it was made with"
+            )
+        self._average = average
