@@ -19,7 +19,7 @@ from rich.console import Console
 from table import markdown
 
 RESULTS = Path(__file__).parent / "results"
-PRESETS = ("photos_small", "photos")
+PRESETS = ("photos_small", "photos", "photos_vlm")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from importlib import resources
 
 import pytest
 
+from finecap_ray.captioners.tiny import save_tiny
 from finecap_ray.cli import main
 from finecap_ray.config import load_settings
 from finecap_ray.rewards.combine import component_weights
@@ -20,11 +21,15 @@ def test_the_presets_that_a_user_may_ask_for_by_name():
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_dry_run_of_a_preset(name, tmp_path, capsys):
+    settings, overrides = load_settings(name), [f"run_dir={tmp_path / 'run'}"]
+    if settings.captioner.spec is not None:  # of a hub: its architecture in small
+        save_tiny("qwen2_5_vl", tmp_path / "tiny")
+        overrides.append(f"captioner.spec={tmp_path / 'tiny'}")
     with pytest.raises(SystemExit) as stop:
-        main(["train", "rl", "--config", name, "--dry-run", f"run_dir={tmp_path / 'run'}"])
+        main(["train", "rl", "--config", name, "--dry-run", *overrides])
     assert not stop.value.code
     out = capsys.readouterr().out
-    rl = load_settings(name).rl
+    rl = settings.rl
     assert f"name: {name}\n" in out
     for stage in rl.curriculum:
         bags = rl.images_per_step // stage.bag_size
