@@ -125,6 +125,8 @@ class MleSettings(Section):
     weight_decay: float = Field(0.05, ge=0)
     warmup_fraction: float = Field(0.05, ge=0, le=1)
     feature_dropout: float = Field(0.1, ge=0, lt=1)
+    word_noise: float = Field(0.0, ge=0, lt=1)
+    """Share of the tokens read that are replaced by others of the batch: what comes next has to be told from the image too."""
     evaluations: int = Field(0, ge=0)
     """How often the dev images are captioned greedily, evenly over the training: the weights with the best CIDEr stay. 0: the last."""
     dev_images: int = Field(500, ge=2)

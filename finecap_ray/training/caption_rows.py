@@ -13,10 +13,16 @@ _BATCHES_SORTED_TOGETHER = 50
 
 
 class CaptionDataset(torch.utils.data.Dataset):
-    """One row per (image, caption): prompt placeholders, the caption's tokens and the end token; only the latter two are learnt."""
+    """One row per (image, caption): prompt placeholders, the caption's tokens and the end token; only the latter two are learnt.
 
-    def __init__(self, features: np.ndarray, captions: list[list[str]], processor, max_tokens: int) -> None:
-        self.features, self.max_tokens = torch.from_numpy(features), max_tokens
+    `word_noise`: probability that a caption's token is read as another one, drawn from those of its batch; what is to be learnt
+    stays (unigram noising, Xie 2017, arXiv:1703.02573).
+    """
+
+    def __init__(
+        self, features: np.ndarray, captions: list[list[str]], processor, max_tokens: int, word_noise: float = 0.0
+    ) -> None:
+        self.features, self.max_tokens, self.word_noise = torch.from_numpy(features), max_tokens, word_noise
         self.prompt = processor.prompt_token_ids()
         self.pad = processor.tokenizer.pad_token_id
         end = processor.tokenizer.eos_token_id
@@ -48,6 +54,10 @@ class CaptionDataset(torch.utils.data.Dataset):
             ids[row, prefix:end] = torch.tensor(caption["input_ids"])
             labels[row, prefix:end] = ids[row, prefix:end]
             mask[row, :end] = 1
+        if self.word_noise:
+            own = labels != -100
+            noisy = own & (torch.rand(ids.shape) < self.word_noise)
+            ids[noisy] = ids[own][torch.randint(int(own.sum()), (int(noisy.sum()),))]
         features = self.features[[caption["image"] for caption in batch]].float()
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": features}
 

@@ -42,5 +42,5 @@ def test_a_run_ends_with_the_average_and_trains_as_without_it(train_alone, tmp_p
 
 def test_a_checkpoint_without_the_average_is_refused(train_alone, tmp_path):
     train_alone(steps=1)
-    with pytest.raises(MismatchError, match="no average of the weights that train.*rl.average_decay"):
+    with pytest.raises(MismatchError, match=r"no average of the weights that train.*rl\.average_decay"):
         train_alone(steps=2, average_decay=DECAY, resume_from=str(tmp_path / "run" / "checkpoint-1"))

@@ -82,6 +82,21 @@ def test_every_caption_of_an_image_is_a_row(captioner):
     ]
 
 
+def test_word_noise_changes_what_is_read_and_not_what_is_learnt(captioner):
+    _, processor = captioner
+    own = CaptionedImages(np.zeros((40, 3), dtype=np.float16), [["a cat on a mat", "two dogs"]] * 40)
+    rows = (CaptionDataset(own.features, own.captions, processor, 12, share) for share in (0.0, 0.25))
+    plain, noisy = (one.collate([one[row] for row in range(len(one))]) for one in rows)
+    for name in ("labels", "attention_mask", "pixel_values"):
+        assert torch.equal(noisy[name], plain[name])
+    caption = plain["labels"] != -100
+    assert torch.equal(noisy["input_ids"][~caption], plain["input_ids"][~caption])
+    own_tokens = plain["input_ids"][caption]
+    changed = noisy["input_ids"][caption] != own_tokens
+    assert set(noisy["input_ids"][caption].tolist()) <= set(own_tokens.tolist())
+    assert 0.1 < changed.float().mean() < 0.25  # some are replaced by themselves
+
+
 def test_an_epoch_takes_every_row_once_and_batches_of_like_length():
     lengths = torch.randint(4, 30, (1003,), generator=torch.Generator().manual_seed(0))
     sampler = LikeLengths(lengths.tolist(), batch_size=8, seed=0)
@@ -118,9 +133,10 @@ def test_training_stops_when_patience_ends(tmp_path):
     assert len(evaluated) == 4  # the first is the best there is, and three after it are no better
 
 
-@pytest.mark.parametrize("evaluations", [0, 5])
-def test_a_killed_run_ends_in_the_weights_of_an_unbroken_one(tmp_path, evaluations):
-    whole, killed = (job(tmp_path / name, evaluations=evaluations) for name in ("whole", "killed"))
+@pytest.mark.parametrize(("evaluations", "word_noise"), [(0, 0.3), (5, 0.0)])
+def test_a_killed_run_ends_in_the_weights_of_an_unbroken_one(tmp_path, evaluations, word_noise):
+    changes = {"evaluations": evaluations, "word_noise": word_noise}
+    whole, killed = (job(tmp_path / name, **changes) for name in ("whole", "killed"))
     run_mle(mle_trainer(whole), whole)
     trainer = mle_trainer(killed)
     trainer.add_callback(Killed(step=33))  # of 52, within the third epoch
