@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from finecap_ray.errors import MismatchError
-from finecap_ray.training.parts import trained
+from finecap_ray.training.parts import read_trained, trained
 
 AVERAGE_FILE = "average.safetensors"  # in a checkpoint, beside the weights that go on training
 
@@ -48,11 +48,8 @@ class WeightAverage(TrainerCallback):
 
     def load(self, folder: str | Path, model: torch.nn.Module) -> None:
         """Raises MismatchError where the checkpoint has no average of what this model trains."""
-        path = Path(folder) / AVERAGE_FILE
-        average = load_file(str(path)) if path.is_file() else {}
-        if {name: tensor.shape for name, tensor in average.items()} != {
-            name: tensor.shape for name, tensor in trained(model).items()
-        }:
+        average, fits = read_trained(Path(folder) / AVERAGE_FILE, trained(model))
+        if not fits:
             raise MismatchError(
                 f"the checkpoint {folder} has no average of the weights that train: resume with the rl.average_decay and "
                 "rl.trainable it was made with"

@@ -86,8 +86,9 @@ def mle_trainer(job: MleJob) -> CaptionTrainer:
         check_features(model, job.tower_digest, width)
     if not settings.resources.use_gpu:
         suit_cpu(model)
-    captions = job.train.captions
-    rows = CaptionDataset(job.train.features, captions, processor, settings.captioner.max_tokens, mle.word_noise)
+    rows = CaptionDataset(
+        job.train.features, job.train.captions, processor, settings.captioner.max_tokens, mle.word_noise
+    )
     trainer = CaptionTrainer(
         model.train(), processor, mle_arguments(settings, str(_checkpoints(job)), len(rows)), rows, job.dev
     )

@@ -6,6 +6,7 @@ so the model stays the captioner that it was, and everyone else (sampler, checkp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -120,9 +121,8 @@ def load_trained(model: PreTrainedModel, folder: str | Path) -> bool:
     adapted = any(isinstance(module, LoraLayer) for module in model.modules())
     if not adapted and not path.is_file():
         return False
-    saved = load_file(str(path)) if path.is_file() else {}
-    shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
-    if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
+    saved, fits = read_trained(path, own)
+    if not fits:
         raise MismatchError(
             f"the checkpoint {folder} trained {_count(saved)}, this run trains {_count(own)}: "
             "resume with the rl.trainable it was made with"
@@ -131,6 +131,13 @@ def load_trained(model: PreTrainedModel, folder: str | Path) -> bool:
         for name, tensor in saved.items():
             own[name].copy_(tensor)
     return True
+
+
+def read_trained(path: Path, own: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors of a file, none where there is no such file, and whether they have the names and shapes of `own`."""
+    saved = load_file(str(path)) if path.is_file() else {}
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (saved, own)]
+    return saved, shapes[0] == shapes[1]
 
 
 def trained(model: PreTrainedModel) -> dict[str, torch.Tensor]:

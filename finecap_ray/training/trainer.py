@@ -264,11 +264,11 @@ class BagTrainer(GRPOTrainer):
         """TRL writes a card of its own into every checkpoint; ours is written once, at the end of a run."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        super()._save(output_dir, parts.merged_weights(model))
-        parts.save_trained(model, output_dir or self.args.output_dir)
+        model, folder = self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
+        super()._save(folder, parts.merged_weights(model))
+        parts.save_trained(model, folder)
         if self._average is not None:
-            self._average.save(output_dir or self.args.output_dir)
+            self._average.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         own = self.accelerator.unwrap_model(model or self.model)
