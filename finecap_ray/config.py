@@ -193,6 +193,8 @@ class RlSettings(Section):
     """Weight of the KL divergence to the start (k3 estimate)."""
     average_decay: float = Field(0.0, ge=0, lt=1)
     """Of the moving average of the weights that the run ends with, per optimizer step (0.98: of about 50); 0: the last weights."""
+    start_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the start in the weights of the result: the start's times this, those that the run ends with times the rest."""
     temperature: float = Field(1.0, gt=0, le=2)
     """In sampling and in the trainer's log-probs alike; 2 is vLLM's limit."""
     bf16: bool = False

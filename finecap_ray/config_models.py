@@ -122,6 +122,8 @@ class MleSettings(Section):
     batch_size: int = Field(128, ge=1)
     """Captions per step and worker; every caption of an image is a row of its own."""
     learning_rate: float = Field(1e-3, gt=0)
+    mapper_learning_rate: float | None = Field(None, gt=0)
+    """Of the mapper, which is new where the decoder is pretrained. None: `learning_rate`."""
     weight_decay: float = Field(0.05, ge=0)
     warmup_fraction: float = Field(0.05, ge=0, le=1)
     feature_dropout: float = Field(0.1, ge=0, lt=1)

@@ -1,7 +1,8 @@
-"""The weights that a run ends with, as a moving average of those it had on its way: what single steps did by chance cancels."""
+"""The weights that a run ends with: a moving average of those it had on its way, and of that and its start a mean."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from finecap_ray.errors import MismatchError
 from finecap_ray.training.parts import read_trained, trained
@@ -55,3 +56,13 @@ class WeightAverage(TrainerCallback):
                 "rl.trainable it was made with"
             )
         self._average = average
+
+
+@torch.no_grad()
+def mix_into(start: PreTrainedModel, weights: Mapping[str, Tensor], share: float) -> None:
+    """start <- (1 - share) start + share weights, in place: what both ends of the line do well stays, what one does badly is lost.
+
+    WiSE-FT (Wortsman 2022, arXiv:2109.01903). `weights` are those of the captioner by name, LoRA merged. Tied weights are mixed once.
+    """
+    for name, parameter in start.named_parameters():
+        parameter.lerp_(weights[name].to(parameter), share)

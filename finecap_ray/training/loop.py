@@ -29,6 +29,7 @@ from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.training import advantages
+from finecap_ray.training.averaging import mix_into
 from finecap_ray.training.checkpoints import last_checkpoint, steps_of
 from finecap_ray.training.guards import check_rewards, check_weights
 from finecap_ray.training.parts import merged_weights
@@ -130,7 +131,12 @@ def _worker(config: dict[str, Any]) -> None:
     job.samplers.wait_until_ready()
     trainer.train(resume_from_checkpoint=job.resume_from)
     if trainer.is_world_process_zero():
-        model.eval().save_pretrained(run_dir / "captioner", state_dict=merged_weights(model))
+        weights = merged_weights(model)
+        if settings.rl.start_share:
+            model, _ = load_captioner(job.captioner)
+            mix_into(model, weights, 1 - settings.rl.start_share)
+            weights = model.state_dict()
+        model.eval().save_pretrained(run_dir / "captioner", state_dict=weights)
         processor.save_pretrained(run_dir / "captioner")
 
 

@@ -89,9 +89,8 @@ def mle_trainer(job: MleJob) -> CaptionTrainer:
     rows = CaptionDataset(
         job.train.features, job.train.captions, processor, settings.captioner.max_tokens, mle.word_noise
     )
-    trainer = CaptionTrainer(
-        model.train(), processor, mle_arguments(settings, str(_checkpoints(job)), len(rows)), rows, job.dev
-    )
+    arguments = mle_arguments(settings, str(_checkpoints(job)), len(rows))
+    trainer = CaptionTrainer(model.train(), processor, arguments, rows, job.dev, mle.mapper_learning_rate)
     trainer.add_callback(MetricsFile(Path(job.out) / METRICS_FILE))
     if mle.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(mle.patience))
@@ -156,10 +155,27 @@ class CaptionTrainer(Trainer):
     """Trains on batches of like length; its evaluation captions images greedily and measures that against people's captions."""
 
     def __init__(
-        self, model, processor, arguments: TrainingArguments, rows: CaptionDataset, dev: CaptionedImages | None
+        self,
+        model,
+        processor,
+        arguments: TrainingArguments,
+        rows: CaptionDataset,
+        dev: CaptionedImages | None,
+        mapper_learning_rate: float | None = None,
     ):
-        self.processor, self.dev = processor, dev
+        self.processor, self.dev, self.mapper_learning_rate = processor, dev, mapper_learning_rate
         super().__init__(model, arguments, rows.collate, rows, eval_dataset=dev and dev.captions)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The Trainer's, with the mapper's parameters in groups of their own where they have their own learning rate."""
+        optimizer = super().create_optimizer(model)
+        if self.mapper_learning_rate is not None:
+            mapper = set(self.model.model.mapper.parameters())
+            for group in list(optimizer.param_groups):
+                own = [parameter for parameter in group["params"] if parameter in mapper]
+                group["params"] = [parameter for parameter in group["params"] if parameter not in mapper]
+                optimizer.add_param_group(group | {"params": own, "lr": self.mapper_learning_rate})
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: CaptionDataset | None = None) -> LikeLengths:
         rows = train_dataset or self.train_dataset

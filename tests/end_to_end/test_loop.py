@@ -5,8 +5,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
 
+from finecap_ray.captioners import load_captioner
 from finecap_ray.config import Settings
 from finecap_ray.errors import MismatchError
 from finecap_ray.pipeline import Pipeline
@@ -152,10 +154,17 @@ def test_the_reward_refuses_bags_of_another_scorer(finished, settings):
 def test_a_run_with_more_steps_goes_on_where_it_ended_with_two_workers_too(finished, settings):
     run, _ = finished
     before = rl_steps(run)
-    longer = settings.rl.model_copy(update={"max_steps": STEPS + 2, "num_workers": 2})
+    longer = settings.rl.model_copy(update={"max_steps": STEPS + 2, "num_workers": 2, "start_share": 0.25})
     train_on(run, settings.model_copy(update={"rl": longer}), run.scorer.spec)
     after = rl_steps(run)
     assert after[:STEPS] == before
     assert [row["step"] for row in after[STEPS:]] == [STEPS + 1, STEPS + 2]  # one row each, of the first worker
     assert {row["captions"] for row in after[STEPS:]} == {12 * 2}  # those of both
     assert max(row["drift/max"] for row in after[STEPS:]) <= 1e-5
+    # The last checkpoint has the weights that trained, the result a quarter of those that they started from.
+    folders = (run.mle.folder, run.rl.folder / "checkpoints" / f"checkpoint-{STEPS + 2}", run.rl.folder / "captioner")
+    start, last, result = (load_captioner(folder)[0].state_dict() for folder in folders)
+    moved = [name for name in start if not torch.equal(start[name], last[name])]
+    assert moved
+    for name, tensor in result.items():
+        torch.testing.assert_close(tensor, 0.25 * start[name] + 0.75 * last[name])

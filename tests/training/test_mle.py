@@ -133,9 +133,20 @@ def test_training_stops_when_patience_ends(tmp_path):
     assert len(evaluated) == 4  # the first is the best there is, and three after it are no better
 
 
-@pytest.mark.parametrize(("evaluations", "word_noise"), [(0, 0.3), (5, 0.0)])
-def test_a_killed_run_ends_in_the_weights_of_an_unbroken_one(tmp_path, evaluations, word_noise):
-    changes = {"evaluations": evaluations, "word_noise": word_noise}
+def test_the_mapper_has_a_learning_rate_of_its_own(tmp_path):
+    own = job(tmp_path, epochs=1, evaluations=0, learning_rate=1e-12, mapper_learning_rate=5e-3)
+    trainer = mle_trainer(own)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    run_mle(trainer, own)
+    after = weights(own.out)
+    moved = {name for name, tensor in after.items() if (tensor - before[name]).abs().max() > 1e-4}
+    assert moved and all(name.startswith("model.mapper.") for name in moved)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"evaluations": 0, "word_noise": 0.3, "mapper_learning_rate": 1e-2}, {"evaluations": 5}]
+)
+def test_a_killed_run_ends_in_the_weights_of_an_unbroken_one(tmp_path, changes):
     whole, killed = (job(tmp_path / name, **changes) for name in ("whole", "killed"))
     run_mle(mle_trainer(whole), whole)
     trainer = mle_trainer(killed)
