@@ -1,9 +1,12 @@
-"""What makes training a captioner faster on a CPU."""
+"""What makes training a captioner faster on a CPU, and keeps its memory from growing."""
 
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from finecap_ray.captioners.clipcap import ClipCapPreTrainedModel
 
@@ -18,3 +21,19 @@ def suit_cpu(model: PreTrainedModel) -> None:
     torch.set_flush_denormal(True)
     if isinstance(model, ClipCapPreTrainedModel):
         model.set_attn_implementation("eager")
+
+
+class TrimHeap(TrainerCallback):
+    """Gives the system back, every so many steps, what freed tensors have left in the heap.
+
+    glibc's malloc keeps it, and tensors of ever other lengths don't fit in: SmolLM2-135M held 15 GiB after 468 steps of MLE, where a
+    step uses 3. A trim takes 0.2 s there. Does nothing where the C library has no malloc_trim.
+    """
+
+    def __init__(self, every: int = 25) -> None:
+        self.every = every
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+    def on_step_end(self, args, state, control, **unused: Any) -> None:
+        if self._trim is not None and state.global_step % self.every == 0:
+            self._trim(0)

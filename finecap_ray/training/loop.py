@@ -85,7 +85,7 @@ def train_rl(
 def _worker(config: dict[str, Any]) -> None:
     from finecap_ray.captioners import family_of, load_captioner
     from finecap_ray.captioners.loader import check_features
-    from finecap_ray.training.cpu import suit_cpu
+    from finecap_ray.training.cpu import TrimHeap, suit_cpu
     from finecap_ray.training.logs import MetricsFile, redirect_output
     from finecap_ray.training.trainer import BagTrainer, grpo_arguments
 
@@ -124,6 +124,7 @@ def _worker(config: dict[str, Any]) -> None:
         callbacks=[
             SendWeights(own, settings.rl.updates_per_step),
             MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard", settings.rl.updates_per_step),
+            *([] if settings.resources.use_gpu else [TrimHeap()]),
             *job.callbacks,
         ],
     )

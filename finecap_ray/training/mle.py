@@ -23,7 +23,7 @@ from finecap_ray.errors import DataError
 from finecap_ray.training.arithmetic import mle_steps
 from finecap_ray.training.caption_rows import CaptionDataset, LikeLengths
 from finecap_ray.training.checkpoints import last_checkpoint
-from finecap_ray.training.cpu import suit_cpu
+from finecap_ray.training.cpu import TrimHeap, suit_cpu
 from finecap_ray.training.logs import MetricsFile, redirect_output
 from finecap_ray.training.precision import autocasts
 from finecap_ray.training.ray_train import run_workers
@@ -92,6 +92,8 @@ def mle_trainer(job: MleJob) -> CaptionTrainer:
     arguments = mle_arguments(settings, str(_checkpoints(job)), len(rows))
     trainer = CaptionTrainer(model.train(), processor, arguments, rows, job.dev, mle.mapper_learning_rate)
     trainer.add_callback(MetricsFile(Path(job.out) / METRICS_FILE))
+    if not settings.resources.use_gpu:
+        trainer.add_callback(TrimHeap())
     if mle.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(mle.patience))
     return trainer
