@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import DeadlineError, StaleWeightsError
+from finecap_ray.heap import trim_heap
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.weights import WeightBoard, Weights, publish, stored
 
@@ -36,6 +37,8 @@ class Sampler:
         self.engine = CaptionEngine(
             model, processor, resources.sampler_dtype, resources.sampler_max_sequences, resources.sampler_kv_cache_gb
         )
+        del model  # the engine has read its architecture, and keeps what of it runs beside
+        trim_heap()
         self.board = board
         self.timeout_s = resources.step_timeout_s
 

@@ -124,7 +124,7 @@ def _worker(config: dict[str, Any]) -> None:
         callbacks=[
             SendWeights(own, settings.rl.updates_per_step),
             MetricsFile(run_dir / "metrics.jsonl", run_dir / "tensorboard", settings.rl.updates_per_step),
-            *([] if settings.resources.use_gpu else [TrimHeap()]),
+            *([] if settings.resources.use_gpu else [TrimHeap(every=1)]),
             *job.callbacks,
         ],
     )

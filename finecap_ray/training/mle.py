@@ -93,7 +93,7 @@ def mle_trainer(job: MleJob) -> CaptionTrainer:
     trainer = CaptionTrainer(model.train(), processor, arguments, rows, job.dev, mle.mapper_learning_rate)
     trainer.add_callback(MetricsFile(Path(job.out) / METRICS_FILE))
     if not settings.resources.use_gpu:
-        trainer.add_callback(TrimHeap())
+        trainer.add_callback(TrimHeap(every=25))
     if mle.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(mle.patience))
     return trainer
