@@ -12,6 +12,6 @@ _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone ha
 
 
 def trim_heap() -> None:
-    """Takes up to 0.2 s. Does nothing where the C library can't."""
+    """Takes 0.2 s for a process of 5 GiB. Does nothing where the C library can't."""
     if _malloc_trim is not None:
         _malloc_trim(0)
