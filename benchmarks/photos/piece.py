@@ -2,7 +2,7 @@
 
 ROOT/shared         features, reward scorer, judge, bags of dev and test (seed 0: every recipe and seed is asked the same)
 ROOT/SEED/mle       the captioner that the recipes of this seed start from
-ROOT/SEED/RECIPE    its bags where they differ, and RL
+ROOT/SEED/RECIPE    its bags where they differ, and RL; a recipe that is the last weights of another's run has no folder
 ROOT/SEED/RECIPE-SPLIT.json   its captions
 """
 
@@ -19,6 +19,7 @@ from rich.console import Console
 from finecap_ray.config import Settings, load_settings
 from finecap_ray.evaluation.evaluate import Request, evaluate
 from finecap_ray.pipeline import Pipeline
+from finecap_ray.training.checkpoints import last_checkpoint
 from finecap_ray.training.metrics_file import read_metrics
 
 SCORERS = ("features", "scorer", "judge", "embeddings")
@@ -52,15 +53,19 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
     start = _pipeline(piece.preset, start_folder, piece.seed, overrides, console)
     captioner = start.mle
     if piece.recipe == MLE:
-        seconds, folder = captioner.seconds, captioner.folder
+        used, seconds, folder = overrides, captioner.seconds, captioner.folder
     else:
-        changes = RECIPES[piece.recipe]
-        own = of_seed / piece.recipe
+        recipe = RECIPES[piece.recipe]
+        run = recipe.last_weights_of or piece.recipe
+        changes = RECIPES[run].changes
+        own, used = of_seed / run, [*overrides, *changes]
         _link(start_folder, own, (*SCORERS, MLE))
         if not any(change.startswith("bags.") for change in changes):
             _link(of_seed / DEFAULT, own, ("bags",))
-        trained = _pipeline(piece.preset, own, piece.seed, [*overrides, *changes], console).rl
-        seconds, folder = trained.seconds, trained.folder / "captioner"
+        trained = _pipeline(piece.preset, own, piece.seed, used, console).rl
+        seconds = trained.seconds
+        ended, last = trained.folder / "captioner", last_checkpoint(trained.folder / "checkpoints")
+        folder = last if recipe.last_weights_of else ended
 
     against = f"[random:100, 'bags:{bags}']"
     asked = _settings(piece.preset, root / "shared", 0, [*overrides, f"evaluation.against={against}"])
@@ -70,7 +75,7 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
         "recipe": piece.recipe,
         "seed": piece.seed,
         "split": piece.split,
-        "overrides": overrides + RECIPES.get(piece.recipe, []),
+        "overrides": used,
         "training_s": seconds,
         "captions_per_s": found["images"] / found["seconds"]["sampling"],
         "curve": [] if piece.recipe == MLE else _curve(trained.folder / "metrics.jsonl"),

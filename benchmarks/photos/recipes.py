@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 MLE = "mle"
 DEFAULT = "default"
 
-LAST = ["rl.average_decay=0", "rl.start_share=0"]  # the papers' recipes end with their last weights
 
-RECIPES: dict[str, list[str]] = {
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    changes: tuple[str, ...] = ()
+    # The papers' recipes end with their last weights, ours with an average that is mixed with the start. Until its end a run is the same.
+    last_weights_of: str | None = None
+
+
+RECIPES: dict[str, Recipe] = {
     # Self-retrieval among random images of the step (DiscriTune's reward).
-    "sr": [
-        "bags.kind=random",
-        "bags.sizes=[60]",
-        "rl.curriculum=[{bag_size: 60, epochs: 3}]",
-        "rl.reward.cider=0",
-        *LAST,
-    ],
+    "sr": Recipe(
+        (
+            "bags.kind=random",
+            "bags.sizes=[60]",
+            "rl.curriculum=[{bag_size: 60, epochs: 3}]",
+            "rl.reward.cider=0",
+            "rl.average_decay=0",
+            "rl.start_share=0",
+        )
+    ),
     # Steps are made of bags of look-alikes, of growing sizes, and all images of the step compete (No Detail Left Behind).
-    "sr_bagcurri": ["rl.reward.cider=0", *LAST],
-    "sr_bagcurri_cider": LAST,
-    DEFAULT: [],
+    "sr_bagcurri": Recipe(last_weights_of="no_cider"),
+    "sr_bagcurri_cider": Recipe(last_weights_of=DEFAULT),
+    DEFAULT: Recipe(),
     # The default with one thing off, or otherwise.
-    "no_curriculum": ["bags.sizes=[5]", "rl.curriculum=[{bag_size: 5, epochs: 3}]"],
-    "no_cider": ["rl.reward.cider=0"],
-    "no_normalisation": ["rl.advantage=leave_one_out"],
-    "own_bag": ["rl.reward.scope=bag"],
+    "no_curriculum": Recipe(("bags.sizes=[5]", "rl.curriculum=[{bag_size: 5, epochs: 3}]")),
+    "no_cider": Recipe(("rl.reward.cider=0",)),
+    "no_normalisation": Recipe(("rl.advantage=leave_one_out",)),
+    "own_bag": Recipe(("rl.reward.scope=bag",)),
 }
