@@ -38,6 +38,7 @@ from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags
 from finecap_ray.cluster import absolute, connect
 from finecap_ray.config import Settings, Stage, load_settings
+from finecap_ray.precision import autocasts, dtype_of
 from finecap_ray.records import Bag
 from finecap_ray.training.metrics_file import read_metrics
 
@@ -213,7 +214,7 @@ def measure_trl(workload: Workload, out: str, turns: Any) -> dict[str, Any]:
         loss_type=rl.loss_type,
         scale_rewards="none",
         disable_dropout=True,
-        bf16=rl.bf16,
+        bf16=autocasts(rl.bf16, settings.resources.use_gpu),
         gradient_checkpointing=False,
         use_cpu=not settings.resources.use_gpu,
         seed=settings.seed,
@@ -254,7 +255,7 @@ def measure_bare(workload: Workload, turns: Any) -> dict[str, Any]:
     engine = CaptionEngine(
         architecture,
         processor,
-        resources.sampler_dtype,
+        dtype_of(resources.sampler_dtype, resources.use_gpu),
         resources.sampler_max_sequences,
         resources.sampler_kv_cache_gb,
     )
@@ -271,7 +272,7 @@ def measure_bare(workload: Workload, turns: Any) -> dict[str, Any]:
         lengths = torch.tensor([[len(tokens)] for tokens in captions], device=device)
         inside = torch.arange(longest, device=device) < lengths
         mask = torch.cat([torch.ones(len(ids), len(prompt), device=device).bool(), inside], dim=1).long()
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=rl.bf16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocasts(rl.bf16, resources.use_gpu)):
             outputs = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, logits_to_keep=longest + 1)
         logits = outputs.logits[:, :-1].float()
         labels = ids[:, len(prompt) :].masked_fill(~inside, -100)
@@ -321,7 +322,7 @@ def against_trl(workload: Workload, ours: dict[str, Any], trl: dict[str, Any]) -
             "captions": captions,
             "bag_size": len(workload.steps[0][0].images),
             "max_tokens": workload.settings.captioner.max_tokens,
-            "bf16": rl.bf16,
+            "bf16": autocasts(rl.bf16, workload.settings.resources.use_gpu),
         },
         "steps": len(every["ours"]),
         "captions_per_s": {name: captions / seconds for name, seconds in step_s.items()},

@@ -21,6 +21,7 @@ from finecap_ray.cluster import absolute
 from finecap_ray.config import ResourceSettings, Settings, TowerSettings, load_settings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.images import decode_image
+from finecap_ray.precision import dtype_of
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.spec import SamplingSpec
 
@@ -81,7 +82,7 @@ class ImageCaptioner:
         self.engine = CaptionEngine(
             checkpoint.model,
             checkpoint.processor,
-            resources.sampler_dtype,
+            dtype_of(resources.sampler_dtype, resources.use_gpu),
             resources.sampler_max_sequences,
             resources.sampler_kv_cache_gb,
         )

@@ -15,7 +15,15 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from finecap_ray.config_models import JudgeSettings, MleSettings, ScorerSettings, Section, TowerSettings
+from finecap_ray.config_models import (
+    Autocast,
+    JudgeSettings,
+    MleSettings,
+    Precision,
+    ScorerSettings,
+    Section,
+    TowerSettings,
+)
 from finecap_ray.config_trainable import TrainableSettings
 from finecap_ray.errors import ConfigError
 from finecap_ray.settings_file import explain, read_tree, set_dotted
@@ -197,7 +205,8 @@ class RlSettings(Section):
     """Share of the start in the weights of the result: the start's times this, those that the run ends with times the rest."""
     temperature: float = Field(1.0, gt=0, le=2)
     """In sampling and in the trainer's log-probs alike; 2 is vLLM's limit."""
-    bf16: bool = False
+    bf16: Autocast = False
+    """As `mle.bf16`; raise `drift_bound` with it."""
     drift_bound: float = Field(1e-3, gt=0)
     """Largest mean |log p(sampler) - log p(trainer)| per token, in nats; past it the run stops. Raise it for bfloat16."""
     save_every: int = Field(20, ge=1)
@@ -266,11 +275,12 @@ class ResourceSettings(Section):
     """torch threads per process."""
     use_gpu: bool = False
     samplers: int = Field(1, ge=1)
-    sampler_dtype: Literal["float32", "bfloat16"] = "float32"
+    sampler_dtype: Precision = "float32"
+    """`auto`, of this and the next: bfloat16 where the machine that samples or scores computes in it, as with `mle.bf16`."""
     sampler_kv_cache_gb: int = Field(1, ge=1)
     sampler_max_sequences: int = Field(512, ge=1)
     scorers: int = Field(1, ge=1)
-    scorer_dtype: Literal["float32", "bfloat16"] = "float32"
+    scorer_dtype: Precision = "float32"
     """Of the reward scorer while it reads captions in RL; evaluation is in float32 always."""
     start_timeout_s: float = Field(300, gt=0)
     step_timeout_s: float = Field(300, gt=0)

@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Precision = Literal["float32", "bfloat16", "auto"]
+Autocast = bool | Literal["auto"]  # under bfloat16 or not
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -135,7 +138,7 @@ class MleSettings(Section):
     """Of the dev splits, those captioned at an evaluation, at most; CIDEr on fewer images is not that on all."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations in a row without a better CIDEr. None: go on to the end."""
-    bf16: bool | Literal["auto"] = False
+    bf16: Autocast = False
     """Autocast. `auto`: where the GPU or CPU (AMX, AVX-512 BF16) computes in it. A step of width 384 takes 0.55 (AMX) or 0.38
     (AVX-512 BF16) of float32's time; emulated, 2.3 times it."""
     num_workers: int = Field(1, ge=1)

@@ -10,6 +10,7 @@ import torch
 
 from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings, RewardSettings
+from finecap_ray.precision import dtype_of
 from finecap_ray.records import ImageBank
 from finecap_ray.rewards.combine import NEED_REFERENCES, build_components, component_weights
 from finecap_ray.rewards.component import RewardRequest
@@ -49,7 +50,7 @@ class RewardActor:
 
         torch.set_num_threads(resources.threads)
         self.scorer = load_scorer(scorer)
-        self.scorer.text_dtype = getattr(torch, resources.scorer_dtype)
+        self.scorer.text_dtype = getattr(torch, dtype_of(resources.scorer_dtype, resources.use_gpu))
         self.text_prefix = settings.text_prefix
         self.components = build_components(settings, self.scorer, references, bank)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import DeadlineError, StaleWeightsError
 from finecap_ray.heap import trim_heap
+from finecap_ray.precision import dtype_of
 from finecap_ray.records import Rollout
-from finecap_ray.sampling.weights import WeightBoard, Weights, publish, stored
+from finecap_ray.sampling.weights import Stored, WeightBoard, Weights, publish, stored
 
 
 @ray.remote(max_restarts=3, max_task_retries=3)
@@ -35,7 +35,11 @@ class Sampler:
         torch.set_num_threads(resources.threads)
         model, processor = load_captioner(captioner)
         self.engine = CaptionEngine(
-            model, processor, resources.sampler_dtype, resources.sampler_max_sequences, resources.sampler_kv_cache_gb
+            model,
+            processor,
+            dtype_of(resources.sampler_dtype, resources.use_gpu),
+            resources.sampler_max_sequences,
+            resources.sampler_kv_cache_gb,
         )
         del model  # the engine has read its architecture, and keeps what of it runs beside
         trim_heap()
@@ -58,7 +62,7 @@ class Sampler:
             self._load(newest.version, self._from_board(newest.tensors))
         return time.perf_counter() - started
 
-    def take(self, weights_version: int, tensors: dict[str, np.ndarray]) -> None:
+    def take(self, weights_version: int, tensors: dict[str, Stored]) -> None:
         """Loads these weights, unless it has newer ones."""
         if self.engine.weights_version < weights_version:
             self._load(weights_version, tensors)
@@ -68,8 +72,8 @@ class Sampler:
         self.sync(weights_version)
         return self.engine.fingerprints()
 
-    def _load(self, weights_version: int, tensors: dict[str, np.ndarray]) -> None:
-        self.engine.load(weights_version, {name: _readable(array) for name, array in tensors.items()})
+    def _load(self, weights_version: int, tensors: dict[str, Stored]) -> None:
+        self.engine.load(weights_version, {name: held.tensor() for name, held in tensors.items()})
 
     def _from_board(self, reference: ray.ObjectRef):
         late = f"the weight board didn't answer within {self.timeout_s:.0f} s: its node is gone or overloaded"
@@ -180,12 +184,6 @@ class SamplerPool:
         timeout_s = self.resources.step_timeout_s
         late = f"the samplers didn't {doing} within {timeout_s:.0f} s: their logs are in the run folder"
         return get_within(references, timeout_s, late)
-
-
-def _readable(array: np.ndarray) -> torch.Tensor:
-    """Without a copy: nobody writes to it."""
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it can't be written to
-        return torch.from_numpy(array)
 
 
 def _take(images: Any, rows: np.ndarray) -> Any:

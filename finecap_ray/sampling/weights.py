@@ -9,7 +9,10 @@ actor of its own and owns the stored copy, so a restarted sampler finds the curr
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import ray
@@ -18,11 +21,32 @@ from ray.actor import ActorHandle
 
 from finecap_ray.cluster import get_within
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
     version: int
-    tensors: ray.ObjectRef  # {name: array}; names are those of the trained model's state dict
+    tensors: ray.ObjectRef  # {name: Stored}; names are those of the trained model's state dict
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in the object store, which hands out arrays without a copy. numpy has no bfloat16: its bits are int16 there."""
+
+    array: np.ndarray
+    dtype: str  # of torch
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Stored:
+        own = tensor.detach().cpu()
+        bits = own.view(torch.int16) if own.dtype == torch.bfloat16 else own
+        return cls(bits.numpy(), str(own.dtype).removeprefix("torch."))
+
+    def tensor(self) -> torch.Tensor:
+        """Without a copy: nobody writes to it."""
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # it can't be written to
+            return torch.from_numpy(self.array).view(getattr(torch, self.dtype))
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
@@ -32,7 +56,7 @@ class WeightBoard:
     def __init__(self) -> None:
         self._newest: Weights | None = None
 
-    def publish(self, version: int, tensors: dict[str, np.ndarray], *after: None) -> None:
+    def publish(self, version: int, tensors: dict[str, Stored], *after: None) -> None:
         """Ray doesn't call before `after` is there. Raises ValueError when `version` isn't newer than the one held: weights never go back."""
         if self._newest is not None and version <= self._newest.version:
             raise ValueError(f"weights {version} published after {self._newest.version}")
@@ -49,11 +73,32 @@ def publish(board: ActorHandle, version: int, state_dict: dict, timeout_s: float
 
 
 def stored(state_dict: dict) -> ray.ObjectRef:
-    """A torch state dict as arrays in the object store, tied tensors once."""
-    arrays: dict[tuple, np.ndarray] = {}
+    """A torch state dict in the object store, tied tensors once."""
+    held: dict[tuple, Stored] = {}
+    return ray.put({name: _once(held, tensor, Stored.of) for name, tensor in state_dict.items()})
 
-    def array(tensor: torch.Tensor) -> np.ndarray:
-        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        return arrays.setdefault(place, tensor.detach().cpu().numpy())
 
-    return ray.put({name: array(tensor) for name, tensor in state_dict.items()})
+def as_engine_holds(
+    state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype, beside: str | None
+) -> dict[str, torch.Tensor]:
+    """The weights of a model that trains as an engine of that type holds them: half the bytes to send where that is bfloat16.
+
+    Names that begin with `beside` run beside the engine, as they are trained. Tied tensors stay tied.
+    """
+    held: dict[tuple, torch.Tensor] = {}
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return {
+        name: tensor if beside is not None and name.startswith(beside) else _once(held, tensor, cast)
+        for name, tensor in state_dict.items()
+    }
+
+
+def _once(made: dict[tuple, T], tensor: torch.Tensor, make: Callable[[torch.Tensor], T]) -> T:
+    """make(tensor); of tensors that are the same memory the first one's."""
+    place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+    if place not in made:
+        made[place] = make(tensor)
+    return made[place]

@@ -20,6 +20,7 @@ from finecap_ray.bags.stream import read_bank, stream_bags
 from finecap_ray.captioners.family import Family
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError
+from finecap_ray.precision import dtype_of
 from finecap_ray.records import Bag, BagImage, Rollout
 from finecap_ray.rewards.actor import RewardPool
 from finecap_ray.rewards.combine import images_with_signal
@@ -28,6 +29,7 @@ from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
+from finecap_ray.sampling.weights import as_engine_holds
 from finecap_ray.training import advantages
 from finecap_ray.training.averaging import mix_into
 from finecap_ray.training.checkpoints import last_checkpoint, steps_of
@@ -154,6 +156,8 @@ class Rollouts:
     def __init__(self, job: RlJob, family: Family) -> None:
         rl = job.settings.rl
         self.job, self.family = job, family
+        resources = job.settings.resources
+        self.dtype = getattr(torch, dtype_of(resources.sampler_dtype, resources.use_gpu))
         self.spec = SamplingSpec(rl.captions_per_image, job.settings.captioner.max_tokens, rl.temperature)
         self.greedy = replace(self.spec, captions_per_image=1, temperature=0.0) if rl.advantage == "greedy" else None
         self._sent: SentWeights | None = None
@@ -162,7 +166,8 @@ class Rollouts:
     def send(self, step: int, model: torch.nn.Module) -> None:
         """Publishes the weights of a step and lets the samplers take them, without waiting for that."""
         started = time.perf_counter()
-        weights = merged_weights(model)
+        beside = self.family.beside_engine(model)
+        weights = as_engine_holds(merged_weights(model), self.dtype, beside and beside[0])
         taken = self.job.samplers.send(step, weights)
         self._sent = SentWeights(step, fingerprints(weights), taken)
         self._sync_s = time.perf_counter() - started

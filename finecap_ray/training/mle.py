@@ -20,12 +20,12 @@ from finecap_ray.captioners.build import build_clipcap
 from finecap_ray.captioners.loader import check_features, load_captioner
 from finecap_ray.config import Settings
 from finecap_ray.errors import DataError
+from finecap_ray.precision import autocasts
 from finecap_ray.training.arithmetic import mle_steps
 from finecap_ray.training.caption_rows import CaptionDataset, LikeLengths
 from finecap_ray.training.checkpoints import last_checkpoint
 from finecap_ray.training.cpu import TrimHeap, suit_cpu
 from finecap_ray.training.logs import MetricsFile, redirect_output
-from finecap_ray.training.precision import autocasts
 from finecap_ray.training.ray_train import run_workers
 
 METRICS_FILE = "metrics.jsonl"

@@ -30,6 +30,7 @@ from finecap_ray.captioners import family_of
 from finecap_ray.captioners.family import StepImages
 from finecap_ray.config import RlSettings
 from finecap_ray.errors import UnsupportedError
+from finecap_ray.precision import autocasts
 from finecap_ray.records import Bag, Rollout
 from finecap_ray.rewards.combine import component_weights, total_reward
 from finecap_ray.training import guards, parts
@@ -325,7 +326,7 @@ def grpo_arguments(
         scale_rewards="none",
         reward_weights=list(component_weights(settings.reward).values()),
         disable_dropout=True,
-        bf16=settings.bf16,
+        bf16=autocasts(settings.bf16, use_gpu),
         gradient_checkpointing=False,
         use_cpu=not use_gpu,
         seed=seed,

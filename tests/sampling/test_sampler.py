@@ -11,7 +11,7 @@ import torch
 from finecap_ray.errors import StaleWeightsError
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
-from finecap_ray.sampling.weights import publish, stored
+from finecap_ray.sampling.weights import as_engine_holds, publish, stored
 
 SPEC = SamplingSpec(captions_per_image=3, max_tokens=8)
 IMAGES = 12
@@ -98,8 +98,22 @@ def test_a_version_that_nobody_published_is_refused(samplers, published, images)
 def test_tied_weights_are_sent_once_and_a_transposed_view_is_no_copy_of_them(ray_session):
     weight = torch.arange(4.0).view(2, 2)
     sent = ray.get(stored({"in": weight, "out": weight, "turned": weight.T}))
-    assert np.shares_memory(sent["in"], sent["out"])
-    assert sent["turned"].tolist() == [[0, 2], [1, 3]] and sent["out"].tolist() == [[0, 1], [2, 3]]
+    assert np.shares_memory(sent["in"].array, sent["out"].array)
+    assert sent["turned"].tensor().tolist() == [[0, 2], [1, 3]] and sent["out"].tensor().tolist() == [[0, 1], [2, 3]]
+
+
+def test_weights_travel_in_the_type_of_the_engine_and_what_runs_beside_it_as_it_trains(ray_session, captioner):
+    model, _ = captioner
+    weights = model.state_dict()
+    held = as_engine_holds(weights, torch.bfloat16, "model.mapper.")
+    sent = {name: own.tensor() for name, own in ray.get(stored(held)).items()}
+    assert sent.keys() == weights.keys()
+    kept = {name for name, tensor in sent.items() if tensor.dtype == torch.float32}
+    assert kept == {name for name in weights if name.startswith("model.mapper.")}
+    for name, tensor in sent.items():
+        assert torch.equal(tensor, weights[name].to(tensor.dtype))
+    # The output layer is the token embeddings, and is sent with them.
+    assert held["lm_head.weight"] is held["model.language_model.wte.weight"]
 
 
 def test_weights_never_go_back(samplers, published):
