@@ -36,7 +36,6 @@ def worker_environment(resources: ResourceSettings) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": str(resources.sampler_kv_cache_gb),
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
     return environment if resources.use_gpu else environment | _EAGER

@@ -277,7 +277,8 @@ class ResourceSettings(Section):
     samplers: int = Field(1, ge=1)
     sampler_dtype: Precision = "float32"
     """`auto`, of this and the next: bfloat16 where the machine that samples or scores computes in it, as with `mle.bf16`."""
-    sampler_kv_cache_gb: int = Field(1, ge=1)
+    sampler_kv_cache_gb: float = Field(1, gt=0)
+    """GiB; of SmolLM2-135M in bfloat16 a caption of 34 tokens takes 0.8 MiB. What is too small for one caption vLLM refuses."""
     sampler_max_sequences: int = Field(512, ge=1)
     scorers: int = Field(1, ge=1)
     scorer_dtype: Precision = "float32"

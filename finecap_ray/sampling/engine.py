@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,17 @@ class CaptionEngine:
     """A vLLM engine with loadable weights. `weights_version` is what it samples with (-1: none loaded yet)."""
 
     def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, dtype: str, max_sequences: int, kv_cache_gb: int
+        self, model: PreTrainedModel, processor: ProcessorMixin, dtype: str, max_sequences: int, kv_cache_gb: float
     ) -> None:
         """`model` gives the architecture; its weights are not used: `load` brings them. Raises UnsupportedError for another vllm."""
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gb)
         LLM = _supported_vllm()
         self.family = family = family_of(model.config, processor)
         self.dtype = getattr(torch, dtype)
         self.weights_version = -1
         self._loaded: dict[str, torch.Tensor] = {}  # until somebody asks for their fingerprints
         self._fingerprints: dict[str, str] = {}
-        self._prefix, self.beside = family.beside_engine(model) or ("", None)
+        self._prefix, beside = family.beside_engine(model) or ("", None)
+        self.beside = deepcopy(beside)  # else the file that the model was loaded from would stay mapped, all of it
         if self.beside is not None:
             self.beside.eval().requires_grad_(False)
         self._names = family.engine_names(model)
@@ -55,6 +56,7 @@ class CaptionEngine:
                 dtype=dtype,
                 load_format="dummy",
                 max_num_seqs=max_sequences,
+                kv_cache_memory_bytes=int(kv_cache_gb * 2**30),
                 enforce_eager=not torch.cuda.is_available(),
                 enable_prefix_caching=family.reads == "image",  # the captions of an image share its prompt
                 # A prompt that a step of the engine has no room for is cut, what is drawn behind the piece thrown away, and the

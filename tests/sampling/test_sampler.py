@@ -3,6 +3,8 @@
 The order of the tests doesn't matter: each publishes weights of its own under a newer version.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import ray
@@ -114,6 +116,15 @@ def test_weights_travel_in_the_type_of_the_engine_and_what_runs_beside_it_as_it_
         assert torch.equal(tensor, weights[name].to(tensor.dtype))
     # The output layer is the token embeddings, and is sent with them.
     assert held["lm_head.weight"] is held["model.language_model.wte.weight"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux says which files a process has mapped")
+def test_a_sampler_keeps_nothing_of_the_file_that_its_architecture_came_from(samplers, published):
+    """Mapped, a captioner's file counts as memory of the sampler, all of it."""
+    version, _, _ = published
+    samplers.sync(version)
+    maps = samplers.samplers[0].__ray_call__.remote(lambda sampler: Path("/proc/self/maps").read_text())
+    assert "model.safetensors" not in ray.get(maps, timeout=60)
 
 
 def test_weights_never_go_back(samplers, published):
