@@ -38,7 +38,7 @@ from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags
 from finecap_ray.cluster import absolute, connect
 from finecap_ray.config import Settings, Stage, load_settings
-from finecap_ray.precision import autocasts, dtype_of
+from finecap_ray.precision import autocasts
 from finecap_ray.records import Bag
 from finecap_ray.training.metrics_file import read_metrics
 
@@ -252,13 +252,7 @@ def measure_bare(workload: Workload, turns: Any) -> dict[str, Any]:
     torch.set_num_threads(resources.threads)
     architecture, processor = load_captioner(workload.captioner)
     model, _ = load_captioner(workload.captioner)
-    engine = CaptionEngine(
-        architecture,
-        processor,
-        dtype_of(resources.sampler_dtype, resources.use_gpu),
-        resources.sampler_max_sequences,
-        resources.sampler_kv_cache_gb,
-    )
+    engine = CaptionEngine(architecture, processor, resources)
     engine.load(0, model.state_dict())
     device = "cuda" if resources.use_gpu else "cpu"
     model.to(device)

@@ -135,13 +135,7 @@ def bare_updates(workload: Workload, turns: Any) -> list[float]:
     settings, rl, resources = workload.settings, workload.settings.rl, workload.settings.resources
     torch.set_num_threads(resources.threads)
     model, processor = load_captioner(workload.captioner)
-    engine = CaptionEngine(
-        load_captioner(workload.captioner)[0],
-        processor,
-        resources.sampler_dtype,
-        resources.sampler_max_sequences,
-        resources.sampler_kv_cache_gb,
-    )
+    engine = CaptionEngine(load_captioner(workload.captioner)[0], processor, resources)
     engine.load(0, model.state_dict())
     spec = SamplingSpec(rl.captions_per_image, settings.captioner.max_tokens, rl.temperature)
     family, end = family_of(model.config, processor), processor.tokenizer.eos_token_id

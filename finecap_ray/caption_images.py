@@ -125,7 +125,7 @@ def caption_files(
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.samplers),
             num_cpus=1,
-            num_gpus=1 if resources.use_gpu else 0,
+            num_gpus=resources.gpus,
         )
         .iter_batches(batch_size=None, batch_format="pyarrow")
     )

@@ -21,7 +21,6 @@ from finecap_ray.cluster import absolute
 from finecap_ray.config import ResourceSettings, Settings, TowerSettings, load_settings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.images import decode_image
-from finecap_ray.precision import dtype_of
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.spec import SamplingSpec
 
@@ -79,13 +78,7 @@ class ImageCaptioner:
 
         torch.set_num_threads(resources.threads)
         self._tower, self._batch_size = checkpoint.tower, batch_size
-        self.engine = CaptionEngine(
-            checkpoint.model,
-            checkpoint.processor,
-            dtype_of(resources.sampler_dtype, resources.use_gpu),
-            resources.sampler_max_sequences,
-            resources.sampler_kv_cache_gb,
-        )
+        self.engine = CaptionEngine(checkpoint.model, checkpoint.processor, resources)
         self.engine.load(0, checkpoint.model.state_dict())
 
     def warm_up(self) -> None:

@@ -274,6 +274,8 @@ class ResourceSettings(Section):
     threads: int = Field(2, ge=1)
     """torch threads per process."""
     use_gpu: bool = False
+    gpu_share: float = Field(1, gt=0, le=1)
+    """Of a GPU, what each trainer, sampler, scorer and engine takes with `use_gpu`: with 0.3 one GPU does for RL."""
     samplers: int = Field(1, ge=1)
     sampler_dtype: Precision = "float32"
     """`auto`, of this and the next: bfloat16 where the machine that samples or scores computes in it, as with `mle.bf16`."""
@@ -288,6 +290,16 @@ class ResourceSettings(Section):
     work_timeout_s: float = Field(86_400, gt=0)
     """Longest piece of work that one process is given whole: training a scorer, embedding a split, judging it."""
 
+    @property
+    def gpus(self) -> float:
+        """What Ray reserves for a process that computes."""
+        return self.gpu_share if self.use_gpu else 0
+
+    @property
+    def asked(self) -> str:
+        """The same in words, CPU included."""
+        return f"1 CPU and {self.gpus:g} GPU" if self.use_gpu else "1 CPU"
+
 
 class ServeSettings(Section):
     """The captioning service. It asks for no password: put it behind something that does before it leaves the machine."""
@@ -296,7 +308,7 @@ class ServeSettings(Section):
     """Address to listen on; 0.0.0.0 answers other machines."""
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1)
-    """Caption engines; each takes 1 CPU, and 1 GPU where resources.use_gpu."""
+    """Caption engines; each takes 1 CPU, and `resources.gpu_share` of a GPU where `use_gpu`."""
     max_batch_size: int = Field(32, ge=1)
     """Most images captioned together."""
     batch_wait_s: float = Field(0.01, ge=0)
@@ -345,6 +357,16 @@ class Settings(Section):
             raise ValueError(
                 f"rl.trainable.vision={self.rl.trainable.vision}: the captioner is a ClipCap, whose features come with the bags; "
                 "leave it frozen, or name an image-text model in captioner.spec"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_have_gpus_of_their_own(self) -> Settings:
+        workers = max(self.mle.num_workers, self.rl.num_workers)
+        if self.resources.use_gpu and self.resources.gpu_share < 1 and workers > 1:
+            raise ValueError(
+                f"resources.gpu_share={self.resources.gpu_share:g} would put several of {workers} workers on one GPU, which NCCL refuses: "
+                "set it to 1, or rl.num_workers and mle.num_workers to 1"
             )
         return self
 

@@ -287,7 +287,7 @@ def _by_hash(rows: list[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: hashlib.sha256(row["image_id"].encode()).digest())
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(num_cpus=1, max_retries=0, max_calls=1)
 def _save_start(captioner: CaptionerSettings, out: str) -> None:
     from finecap_ray.captioners import load_captioner
 
@@ -295,7 +295,7 @@ def _save_start(captioner: CaptionerSettings, out: str) -> None:
         part.save_pretrained(out)
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(num_cpus=1, max_retries=0, max_calls=1)
 def _train_scorer(
     settings: ScorerSettings,
     tower: TowerSettings,

@@ -205,7 +205,7 @@ def build_application(settings: Settings, captioner: str, facts: CaptionerFacts)
         num_replicas=limits.replicas,
         max_ongoing_requests=2 * limits.max_batch_size,  # one batch in the engine, the next one being decoded
         max_queued_requests=limits.max_queued,
-        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if resources.use_gpu else 0},
+        ray_actor_options={"num_cpus": 1, "num_gpus": resources.gpus},
     ).bind(captioner, settings.tower, resources, limits.max_batch_size, limits.batch_wait_s)
     return Service.options(
         max_ongoing_requests=limits.max_queued + 2 * limits.max_batch_size * limits.replicas,

@@ -81,7 +81,7 @@ def _wait_until_running(deadline: float, settings: Settings) -> None:
             states = {name: dict(one.replica_states) for name, one in application.deployments.items()}
             raise DeadlineError(
                 f"the service didn't start within {settings.resources.start_timeout_s:.0f} s; replicas: {states}; "
-                f"each of {settings.serve.replicas} engines needs 1 CPU{' and 1 GPU' if settings.resources.use_gpu else ''}: "
+                f"each of {settings.serve.replicas} engines needs {settings.resources.asked}: "
                 "see `ray status` for what the cluster has"
             )
         time.sleep(_POLL_S)

@@ -105,6 +105,25 @@ def test_a_curriculum_whose_bag_sizes_are_not_built_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("overrides", "gpus", "asked"),
+    [
+        ([], 0, "1 CPU"),
+        (["resources.use_gpu=true"], 1, "1 CPU and 1 GPU"),
+        (["resources.use_gpu=true", "resources.gpu_share=0.3"], 0.3, "1 CPU and 0.3 GPU"),
+    ],
+)
+def test_a_process_takes_its_share_of_a_gpu(overrides, gpus, asked):
+    resources = load_settings("demo", overrides).resources
+    assert (resources.gpus, resources.asked) == (gpus, asked)
+
+
+def test_workers_that_would_share_a_gpu_are_refused():
+    overrides = ["resources.use_gpu=true", "resources.gpu_share=0.3", "rl.num_workers=2"]
+    with pytest.raises(ConfigError, match=r"gpu_share=0.3 would put several of 2 workers on one GPU"):
+        load_settings("demo", overrides)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [("rl: [", "isn't valid YAML"), ("- a\n- b", "found a list"), ("rl: 3", "rl: ")],
 )

@@ -145,7 +145,7 @@ def caption_images(
             batch_size=batch_size,
             compute=ray.data.ActorPoolStrategy(min_size=resources.samplers, max_size=resources.samplers),
             num_cpus=1,
-            num_gpus=1 if resources.use_gpu else 0,
+            num_gpus=resources.gpus,
         )
         .to_arrow_refs()
     )

@@ -93,7 +93,7 @@ def measure_scorers(settings: Settings, specs: Mapping[str, str], ratings: str |
     return dict(zip(calls, answers, strict=True))
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(num_cpus=1, max_retries=0, max_calls=1)
 def _warrant(
     spec: str,
     dev: WarrantImages,

@@ -23,24 +23,25 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from finecap_ray.captioners import family_of
+from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import StaleWeightsError, UnsupportedError
+from finecap_ray.precision import dtype_of
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.spec import SamplingSpec
 
 SUPPORTED_VLLM = ("0.29",)
+_FREE_OF_A_GPU = 0.9  # vLLM starts where so much of its memory is free
 
 
 class CaptionEngine:
     """A vLLM engine with loadable weights. `weights_version` is what it samples with (-1: none loaded yet)."""
 
-    def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, dtype: str, max_sequences: int, kv_cache_gb: float
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, resources: ResourceSettings) -> None:
         """`model` gives the architecture; its weights are not used: `load` brings them. Raises UnsupportedError for another vllm."""
         LLM = _supported_vllm()
         self.family = family = family_of(model.config, processor)
-        self.dtype = getattr(torch, dtype)
+        self.dtype = getattr(torch, dtype_of(resources.sampler_dtype, resources.use_gpu))
         self.weights_version = -1
         self._loaded: dict[str, torch.Tensor] = {}  # until somebody asks for their fingerprints
         self._fingerprints: dict[str, str] = {}
@@ -53,10 +54,12 @@ class CaptionEngine:
             family.save_for_engine(model, Path(folder))
             self.llm = LLM(
                 folder,
-                dtype=dtype,
+                dtype=self.dtype,
                 load_format="dummy",
-                max_num_seqs=max_sequences,
-                kv_cache_memory_bytes=int(kv_cache_gb * 2**30),
+                max_num_seqs=resources.sampler_max_sequences,
+                kv_cache_memory_bytes=int(resources.sampler_kv_cache_gb * 2**30),
+                gpu_memory_utilization=_FREE_OF_A_GPU
+                * resources.gpu_share,  # at the start; the cache is what is said above
                 enforce_eager=not torch.cuda.is_available(),
                 enable_prefix_caching=family.reads == "image",  # the captions of an image share its prompt
                 # A prompt that a step of the engine has no room for is cut, what is drawn behind the piece thrown away, and the

@@ -16,7 +16,6 @@ from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import DeadlineError, StaleWeightsError
 from finecap_ray.heap import trim_heap
-from finecap_ray.precision import dtype_of
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.weights import Stored, WeightBoard, Weights, publish, stored
 
@@ -34,13 +33,7 @@ class Sampler:
         redirect_output(Path(log))
         torch.set_num_threads(resources.threads)
         model, processor = load_captioner(captioner)
-        self.engine = CaptionEngine(
-            model,
-            processor,
-            dtype_of(resources.sampler_dtype, resources.use_gpu),
-            resources.sampler_max_sequences,
-            resources.sampler_kv_cache_gb,
-        )
+        self.engine = CaptionEngine(model, processor, resources)
         del model  # the engine has read its architecture, and keeps what of it runs beside
         trim_heap()
         self.board = board
@@ -107,7 +100,7 @@ class SamplerPool:
         self.resources = resources
         self.board = WeightBoard.remote()
         self._published: ray.ObjectRef = ray.put(None)  # what was sent last
-        options = Sampler.options(num_cpus=1, num_gpus=1 if resources.use_gpu else 0)
+        options = Sampler.options(num_cpus=1, num_gpus=resources.gpus)
         self.samplers = [
             options.remote(captioner, self.board, resources, f"{logs}/sampler-{index}.log")
             for index in range(resources.samplers)
@@ -121,7 +114,7 @@ class SamplerPool:
         if missing:
             raise DeadlineError(
                 f"{len(missing)} of {len(waiting)} samplers didn't start within {self.resources.start_timeout_s:.0f} s; "
-                f"each needs 1 CPU{' and 1 GPU' if self.resources.use_gpu else ''}: see `ray status` for what the cluster has"
+                f"each needs {self.resources.asked}: see `ray status` for what the cluster has"
             )
 
     def publish_captioner(self, weights_version: int, captioner: str) -> None:

@@ -150,7 +150,7 @@ def over_pages(pages: Sequence[int], actor: type[PageActor], arguments: tuple, r
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.scorers),
         num_cpus=1,
-        num_gpus=1 if resources.use_gpu else 0,
+        num_gpus=resources.gpus,
     )
     return sum(int(batch["computed"].sum()) for batch in answers.iter_batches(batch_size=None))
 

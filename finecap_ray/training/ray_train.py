@@ -33,7 +33,11 @@ def run_workers(
         torch_config=TorchConfig(
             backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(resources.step_timeout_s)
         ),
-        scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=resources.use_gpu),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": 1, "GPU": resources.gpus} if resources.use_gpu else None,
+        ),
         run_config=ray.train.RunConfig(storage_path=str(Path(logs).resolve()), name="ray_train"),
     )
     try:
