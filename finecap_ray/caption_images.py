@@ -49,7 +49,7 @@ class CaptionRequest:
 
     n: int = 1
     temperature: float | None = None  # None: 0 (greedy) for one caption, 1 for several
-    max_tokens: int | None = None  # None: the captioner's longest
+    max_tokens: int | None = None  # None: what the captioner was trained with
     best: int | None = None  # of so many samples
     beam: int | None = None  # width of a beam search
     scorer: str | None = None  # ranks by the cosine with the image; None: the captioner's own log-prob does

@@ -35,7 +35,8 @@ class CaptionerFacts:
 
     name: str  # the folder and the one above it, such as rl/captioner
     weights: str  # digest
-    max_tokens: int  # longest caption, end token included
+    max_tokens: int  # that there is room for, end token included
+    trained_tokens: int  # of the longest caption it was trained on: what is asked for where nothing is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,9 @@ def open_checkpoint(captioner: str, tower: TowerSettings) -> Checkpoint:
         check_features(model, frozen.digest, frozen.width)
     folder = Path(captioner)
     name = f"{folder.parent.name}/{folder.name}"
-    facts = CaptionerFacts(name, weight_digest(model.state_dict()), family.longest_caption)
+    room = family.longest_caption
+    trained = min(room, model.generation_config.max_new_tokens or room)
+    facts = CaptionerFacts(name, weight_digest(model.state_dict()), room, trained)
     return Checkpoint(facts, model, processor, family, frozen)
 
 
@@ -134,9 +137,11 @@ def sampling_spec(n: int, temperature: float | None, max_tokens: int | None, fac
             f"temperature 0 is greedy and has one caption, n={n} were asked for: give a temperature above 0"
         )
     if max_tokens is None:
-        max_tokens = facts.max_tokens
+        max_tokens = facts.trained_tokens
     if not 1 <= max_tokens <= facts.max_tokens:
-        raise ConfigError(f"max_tokens must be from 1 to {facts.max_tokens}, the captioner's longest, got {max_tokens}")
+        raise ConfigError(
+            f"max_tokens must be from 1 to {facts.max_tokens}, which the captioner has room for, got {max_tokens}"
+        )
     return SamplingSpec(n, max_tokens, temperature)
 
 

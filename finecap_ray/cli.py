@@ -266,7 +266,7 @@ def caption(
     checkpoint: Annotated[str, typer.Option(help="A captioner folder, such as runs/demo/rl/captioner.")],
     n: Annotated[int, typer.Option("--n", "-n", help="Captions per image.")] = 1,
     temperature: Annotated[float | None, typer.Option(help="Default: 0 (greedy), or 1 for several captions.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Default: the captioner's longest.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Default: what the captioner was trained with.")] = None,
     best: Annotated[int | None, typer.Option(help="Sample so many, and keep the best.", min=2)] = None,
     beam: Annotated[int | None, typer.Option(help="Width of a beam search (image-text models).", min=2)] = None,
     scorer: Annotated[

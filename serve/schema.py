@@ -33,7 +33,7 @@ class CaptionParameters(BaseModel):
         None, description="0 (greedy, one caption) to 2. Left out: 0 for one caption, 1 for several."
     )
     max_tokens: int | None = Field(
-        None, description="1 to the captioner's longest caption, which is also what it is when left out."
+        None, description="1 to the service's `max_tokens`. Left out: what the captioner was trained with."
     )
 
 

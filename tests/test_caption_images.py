@@ -10,7 +10,8 @@ import torch
 from finecap_ray.caption_images import CaptionRequest, caption_files, check_images, image_files, write_captions
 from finecap_ray.captioners import family_of, load_captioner
 from finecap_ray.captioners.tiny import save_tiny
-from finecap_ray.config import EvaluationSettings, Settings, TowerSettings
+from finecap_ray.captioning import open_checkpoint, sampling_spec
+from finecap_ray.config import CaptionerSettings, EvaluationSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, UnsupportedError
 from finecap_ray.images import decode_image
 from finecap_ray.sampling.beam import check_beam
@@ -89,6 +90,17 @@ def test_beams_are_those_of_transformers(ray_session, settings, folder, emoji, t
             beams = model.generate(**inputs, num_beams=4, num_return_sequences=4, do_sample=False, max_new_tokens=6)
         texts = processor.tokenizer.batch_decode(beams[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert row["captions"] == list(dict.fromkeys(texts))[:2]  # two beams may read alike
+
+
+def test_a_captioner_says_no_more_than_it_was_trained_to_unless_asked(settings, tmp_path):
+    """However much room its context has."""
+    save_tiny("qwen2_5_vl", tmp_path / "start")
+    model, processor = load_captioner(tmp_path / "start", CaptionerSettings(max_tokens=3))
+    model.save_pretrained(tmp_path / "vlm")
+    processor.save_pretrained(tmp_path / "vlm")
+    facts = open_checkpoint(str(tmp_path / "vlm"), settings.tower).facts
+    assert (facts.trained_tokens, sampling_spec(1, None, None, facts).max_tokens) == (3, 3)
+    assert facts.max_tokens > 100 and sampling_spec(1, None, 100, facts).max_tokens == 100
 
 
 def test_beams_that_can_not_be_are_refused():

@@ -25,7 +25,7 @@ def load_captioner(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model (float32, in eval mode) and processor of a folder written by `save_pretrained`, or of a hub name.
 
-    `settings` give a start its prompt and image size; what is saved afterwards keeps them. Raises DataError where there is no
+    `settings` give a start its prompt, image size and longest caption; what is saved afterwards keeps them. Raises DataError where there is no
     such captioner, UnsupportedError for a family that isn't supported, MismatchError for a tokenizer of another model.
     """
     config, processor = load_processor(spec, settings)
@@ -34,6 +34,8 @@ def load_captioner(
     except (OSError, ValueError) as error:
         raise _nothing_at(spec, error) from error
     family_of(config, processor).prepare(model)
+    if settings is not None:
+        model.generation_config.max_new_tokens = settings.max_tokens
     return model.eval(), processor
 
 

@@ -31,7 +31,7 @@ from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.spec import SamplingSpec
 
 SUPPORTED_VLLM = ("0.29",)
-_FREE_OF_A_GPU = 0.9  # vLLM starts where so much of its memory is free
+_FREE_OF_A_GPU = 0.9  # vLLM starts where so much of its share is free, and takes the cache it is told
 
 
 class CaptionEngine:
@@ -58,8 +58,7 @@ class CaptionEngine:
                 load_format="dummy",
                 max_num_seqs=resources.sampler_max_sequences,
                 kv_cache_memory_bytes=int(resources.sampler_kv_cache_gb * 2**30),
-                gpu_memory_utilization=_FREE_OF_A_GPU
-                * resources.gpu_share,  # at the start; the cache is what is said above
+                gpu_memory_utilization=_FREE_OF_A_GPU * resources.gpu_share,
                 enforce_eager=not torch.cuda.is_available(),
                 enable_prefix_caching=family.reads == "image",  # the captions of an image share its prompt
                 # A prompt that a step of the engine has no room for is cut, what is drawn behind the piece thrown away, and the

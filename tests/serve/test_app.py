@@ -20,7 +20,7 @@ from serve.start import deploy, take_down
 
 MAX_TOKENS = 8
 MAX_IMAGE_BYTES = 200_000
-FACTS = CaptionerFacts("rl/captioner", "0" * 16, MAX_TOKENS)
+FACTS = CaptionerFacts("rl/captioner", "0" * 16, MAX_TOKENS, MAX_TOKENS - 1)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_a_captioner_of_another_tower_is_refused(checkpoint, tmp_path):
 def test_how_captions_are_drawn():
     assert sampling_spec(1, None, None, FACTS).temperature == 0  # greedy
     assert sampling_spec(3, None, None, FACTS).temperature == 1
-    assert sampling_spec(1, None, None, FACTS).max_tokens == MAX_TOKENS
+    assert sampling_spec(1, None, None, FACTS).max_tokens == MAX_TOKENS - 1
     for n, temperature, max_tokens in [(0, 1, 1), (1, float("nan"), 1), (1, 2.1, 1), (1, 1, 0), (2, 0, 1)]:
         with pytest.raises(ConfigError):
             sampling_spec(n, temperature, max_tokens, FACTS)
