@@ -35,6 +35,7 @@ from vlm_step import vlm_workload
 from finecap_ray.bags.build import BagSource, build_bags
 from finecap_ray.cluster import absolute, connect
 from finecap_ray.config import Settings, load_settings
+from finecap_ray.precision import autocasts
 from finecap_ray.training.metrics_file import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
@@ -155,7 +156,7 @@ def bare_updates(workload: Workload, turns: Any) -> list[float]:
         if "mm_token_type_ids" in inputs:
             inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, longest))
         ids, mask = torch.cat([prompts, texts], dim=1), torch.cat([prompt_mask, inside.long()], dim=1)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rl.bf16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocasts(rl.bf16, resources.use_gpu)):
             outputs = model(input_ids=ids, attention_mask=mask, logits_to_keep=longest + 1, **inputs)
         labels = texts.masked_fill(~inside, -100)
         logits = outputs.logits[:, :-1].float()

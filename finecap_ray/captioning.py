@@ -36,7 +36,7 @@ class CaptionerFacts:
     name: str  # the folder and the one above it, such as rl/captioner
     weights: str  # digest
     max_tokens: int  # that there is room for, end token included
-    trained_tokens: int  # of the longest caption it was trained on: what is asked for where nothing is said
+    trained_tokens: int  # of the longest caption it was trained on, where its folder says that: the default
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class ImageCaptioner:
         self._tower, self._batch_size = checkpoint.tower, batch_size
         self.engine = CaptionEngine(checkpoint.model, checkpoint.processor, resources)
         self.engine.load(0, checkpoint.model.state_dict())
+        self.engine.fingerprints()  # which it keeps the loaded tensors for
 
     def warm_up(self) -> None:
         """Captions a grey image: the first captions of an engine take seconds, the later ones milliseconds."""

@@ -278,9 +278,10 @@ class ResourceSettings(Section):
     """Of a GPU, what each trainer, sampler, scorer and engine takes with `use_gpu`: with 0.3 one GPU does for RL."""
     samplers: int = Field(1, ge=1)
     sampler_dtype: Precision = "float32"
-    """`auto`, of this and the next: bfloat16 where the machine that samples or scores computes in it, as with `mle.bf16`."""
-    sampler_kv_cache_gb: float = Field(1, gt=0)
-    """GiB; of SmolLM2-135M in bfloat16 a caption of 34 tokens takes 0.8 MiB. What is too small for one caption vLLM refuses."""
+    """`auto`, as of `scorer_dtype`: bfloat16 where the machine that samples (or scores) computes in it, as with `mle.bf16`."""
+    sampler_kv_cache_gb: float | None = Field(None, gt=0)
+    """GiB of vLLM's cache, which has to hold the longest prompt with its longest caption. None: 1, or on a GPU what 0.9 of
+    `gpu_share` leaves."""
     sampler_max_sequences: int = Field(512, ge=1)
     scorers: int = Field(1, ge=1)
     scorer_dtype: Precision = "float32"
@@ -294,6 +295,13 @@ class ResourceSettings(Section):
     def gpus(self) -> float:
         """What Ray reserves for a process that computes."""
         return self.gpu_share if self.use_gpu else 0
+
+    @property
+    def kv_cache_bytes(self) -> int | None:
+        """None: vLLM takes what there is."""
+        if self.sampler_kv_cache_gb is None and self.use_gpu:
+            return None
+        return int((self.sampler_kv_cache_gb or 1) * 2**30)
 
     @property
     def asked(self) -> str:
@@ -357,16 +365,6 @@ class Settings(Section):
             raise ValueError(
                 f"rl.trainable.vision={self.rl.trainable.vision}: the captioner is a ClipCap, whose features come with the bags; "
                 "leave it frozen, or name an image-text model in captioner.spec"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _workers_have_gpus_of_their_own(self) -> Settings:
-        workers = max(self.mle.num_workers, self.rl.num_workers)
-        if self.resources.use_gpu and self.resources.gpu_share < 1 and workers > 1:
-            raise ValueError(
-                f"resources.gpu_share={self.resources.gpu_share:g} would put several of {workers} workers on one GPU, which NCCL refuses: "
-                "set it to 1, or rl.num_workers and mle.num_workers to 1"
             )
         return self
 

@@ -27,7 +27,7 @@ from finecap_ray.cluster import absolute, connect, work_within
 from finecap_ray.config import CaptionerSettings, ScorerSettings, Settings, TowerSettings, dump_settings
 from finecap_ray.errors import MismatchError
 from finecap_ray.models import check_models
-from finecap_ray.preflight import check_captioner
+from finecap_ray.preflight import check_captioner, check_workers
 from finecap_ray.progress import Narrator, mle_line, step_line
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
 from finecap_ray.scorers.embed import FeatureSet, embed_examples
@@ -53,6 +53,7 @@ class Pipeline:
         rl_arithmetic(settings.rl, {})
         check_models(settings)
         check_captioner(settings)
+        check_workers(settings)
         self.settings, self.stages, self.narrator = settings, stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
         self.logs = str(self.run_dir / "logs")
@@ -134,7 +135,7 @@ class Pipeline:
 
     @cached_property
     def _start(self) -> StageResult:
-        """`captioner.spec` as a folder of its own, with its prompt and image size."""
+        """`captioner.spec` as a folder of its own, with its prompt, image size and longest caption."""
 
         def work(out: Path) -> None:
             saving = _save_start.remote(self.settings.captioner, str(out))

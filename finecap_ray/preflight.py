@@ -16,10 +16,21 @@ TrainingStage = Literal["mle", "rl"]
 
 def describe_training(settings: Settings, stage: TrainingStage) -> str:
     """The batch arithmetic of a training stage. Raises ConfigError for one that can't be."""
+    check_workers(settings)
     if stage == "mle":
         return describe_mle(settings.mle)
     check_captioner(settings)
     return describe_rl(settings.rl, mined_bags(settings))
+
+
+def check_workers(settings: Settings) -> None:
+    """Raises ConfigError where Ray may put several workers of a training on one GPU."""
+    workers, resources = max(settings.mle.num_workers, settings.rl.num_workers), settings.resources
+    if resources.use_gpu and resources.gpu_share <= 0.5 and workers > 1:
+        raise ConfigError(
+            f"resources.gpu_share={resources.gpu_share:g} would put several of {workers} workers on one GPU, which NCCL refuses: "
+            "set it to 1, or rl.num_workers and mle.num_workers to 1"
+        )
 
 
 def check_captioner(settings: Settings) -> None:

@@ -152,6 +152,7 @@ class Service:
             max_image_pixels=self._settings.max_image_pixels,
             max_captions=self._settings.max_captions,
             max_tokens=self._facts.max_tokens,
+            default_max_tokens=self._facts.trained_tokens,
         )
         return Health(status="ready", replicas=ready, model=self._model, limits=limits)
 

@@ -33,7 +33,8 @@ class CaptionParameters(BaseModel):
         None, description="0 (greedy, one caption) to 2. Left out: 0 for one caption, 1 for several."
     )
     max_tokens: int | None = Field(
-        None, description="1 to the service's `max_tokens`. Left out: what the captioner was trained with."
+        None,
+        description="1 to the service's `max_tokens`. Left out: its `default_max_tokens`, of the longest caption it was trained on.",
     )
 
 
@@ -64,6 +65,7 @@ class Limits(BaseModel):
     max_image_pixels: int
     max_captions: int
     max_tokens: int
+    default_max_tokens: int
 
 
 class Health(BaseModel):

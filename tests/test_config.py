@@ -115,12 +115,8 @@ def test_a_curriculum_whose_bag_sizes_are_not_built_is_refused():
 def test_a_process_takes_its_share_of_a_gpu(overrides, gpus, asked):
     resources = load_settings("demo", overrides).resources
     assert (resources.gpus, resources.asked) == (gpus, asked)
-
-
-def test_workers_that_would_share_a_gpu_are_refused():
-    overrides = ["resources.use_gpu=true", "resources.gpu_share=0.3", "rl.num_workers=2"]
-    with pytest.raises(ConfigError, match=r"gpu_share=0.3 would put several of 2 workers on one GPU"):
-        load_settings("demo", overrides)
+    # Where nothing is said of its cache, vLLM takes what a GPU has, and of a CPU's memory 1 GiB.
+    assert resources.kv_cache_bytes == (None if gpus else 2**30)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from transformers import GPT2Config, LlamaConfig, LlavaConfig
 from finecap_ray.captioners.tiny import save_tiny
 from finecap_ray.config import load_settings
 from finecap_ray.errors import ConfigError, DataError, MismatchError, UnsupportedError
-from finecap_ray.preflight import check_captioner
+from finecap_ray.preflight import check_captioner, check_workers
 
 FITTING = ["mle.epochs=0", "rl.trainable.lora_targets=[self_attn.q_proj]"]
 
@@ -164,3 +164,11 @@ def test_images_that_leave_no_room(tiny):
 def test_maximum_likelihood_of_an_image_text_model(tiny):
     with pytest.raises(ConfigError, match=r"mle\.epochs=3: maximum likelihood trains a ClipCap.*set mle\.epochs=0"):
         check(tiny["qwen2_5_vl"], "mle.epochs=3")
+
+
+def test_workers_that_would_share_a_gpu():
+    two = ["rl.num_workers=2", "resources.use_gpu=true"]
+    check_workers(load_settings("demo", two))
+    check_workers(load_settings("demo", [*two, "resources.gpu_share=0.6"]))  # no two of these on one
+    with pytest.raises(ConfigError, match=r"gpu_share=0.5 would put several of 2 workers on one GPU"):
+        check_workers(load_settings("demo", [*two, "resources.gpu_share=0.5"]))

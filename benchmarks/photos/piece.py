@@ -76,6 +76,7 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
         "seed": piece.seed,
         "split": piece.split,
         "overrides": used,
+        "weights": "last" if piece.recipe != MLE and RECIPES[piece.recipe].last_weights_of else "result",
         "training_s": seconds,
         "captions_per_s": found["images"] / found["seconds"]["sampling"],
         "curve": [] if piece.recipe == MLE else _curve(trained.folder / "metrics.jsonl"),

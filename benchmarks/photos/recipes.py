@@ -12,7 +12,7 @@ DEFAULT = "default"
 class Recipe:
     changes: tuple[str, ...] = ()
     # The papers' recipes end with their last weights, ours with an average that is mixed with the start. Until its end a run is the same.
-    last_weights_of: str | None = None
+    last_weights_of: str | None = None  # a recipe, whose changes are this one's
 
 
 RECIPES: dict[str, Recipe] = {

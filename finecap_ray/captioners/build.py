@@ -54,7 +54,6 @@ def build_clipcap(
     )
     torch.manual_seed(seed)
     model = ClipCapForConditionalGeneration(config)
-    model.generation_config.max_new_tokens = settings.max_tokens
     if pretrained is not None:
         model.model.language_model.load_state_dict(pretrained.base_model.state_dict())
         model.lm_head.weight.data.copy_(pretrained.get_output_embeddings().weight)

@@ -121,7 +121,9 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
         "caption_metrics": metrics.values | ended,
         "similarity": {name: reply.similarity for name, reply in answers.items()},
         "scorers": {name: {"spec": scorers[name], "digest": own.digest} for name, own in facts.items()},
-        "captioner": None if sampled is None else {"weights": sampled.weights, "tower": sampled.tower_digest},
+        "captioner": None
+        if sampled is None
+        else {"weights": sampled.weights, "tower": sampled.tower_digest, "max_tokens": sampled.max_tokens},
         "seconds": {
             "engine start": sampled.engine_start_s if sampled else 0.0,
             "sampling": sampled.seconds if sampled else 0.0,

@@ -43,6 +43,7 @@ class Captioned:
     tower_digest: str | None
     ended: float  # share of the captions that end with the end token, and not at the token limit
     weights: str  # digest of the captioner
+    max_tokens: int  # at which captions were cut
     left_out: dict[str, int]  # images by reason
     engine_start_s: float  # before the first batch; not in `seconds`
     seconds: float
@@ -109,6 +110,7 @@ class CaptionActor:
                 "reason": pa.array(reasons, pa.string()),
                 "tower_digest": pa.array([self.tower_digest] * len(found), pa.string()),
                 "weights": [self.facts.weights] * len(found),
+                "max_tokens": [self.spec.max_tokens] * len(found),
                 "ready_at": [self.ready_at] * len(found),
             }
         )
@@ -166,6 +168,7 @@ def caption_images(
         tower_digest=tower_digest,
         ended=pa.compute.mean(good["ended"].cast(pa.float64())).as_py(),
         weights=good["weights"][0].as_py(),
+        max_tokens=good["max_tokens"][0].as_py(),
         left_out=dict(left_out),
         engine_start_s=ready_at - called,
         seconds=ended_at - ready_at,

@@ -31,7 +31,7 @@ from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.spec import SamplingSpec
 
 SUPPORTED_VLLM = ("0.29",)
-_FREE_OF_A_GPU = 0.9  # vLLM starts where so much of its share is free, and takes the cache it is told
+_OF_A_GPU = 0.9  # so much of its share vLLM asks for, and takes where no cache is said
 
 
 class CaptionEngine:
@@ -46,7 +46,7 @@ class CaptionEngine:
         self._loaded: dict[str, torch.Tensor] = {}  # until somebody asks for their fingerprints
         self._fingerprints: dict[str, str] = {}
         self._prefix, beside = family.beside_engine(model) or ("", None)
-        self.beside = deepcopy(beside)  # else the file that the model was loaded from would stay mapped, all of it
+        self.beside = deepcopy(beside)  # else the file that the model was loaded from stays mapped, all of it
         if self.beside is not None:
             self.beside.eval().requires_grad_(False)
         self._names = family.engine_names(model)
@@ -57,8 +57,8 @@ class CaptionEngine:
                 dtype=self.dtype,
                 load_format="dummy",
                 max_num_seqs=resources.sampler_max_sequences,
-                kv_cache_memory_bytes=int(resources.sampler_kv_cache_gb * 2**30),
-                gpu_memory_utilization=_FREE_OF_A_GPU * resources.gpu_share,
+                kv_cache_memory_bytes=resources.kv_cache_bytes,
+                gpu_memory_utilization=_OF_A_GPU * resources.gpu_share,
                 enforce_eager=not torch.cuda.is_available(),
                 enable_prefix_caching=family.reads == "image",  # the captions of an image share its prompt
                 # A prompt that a step of the engine has no room for is cut, what is drawn behind the piece thrown away, and the

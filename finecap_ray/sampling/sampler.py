@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 
 from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings
-from finecap_ray.errors import DeadlineError, StaleWeightsError
+from finecap_ray.errors import ConfigError, DeadlineError, StaleWeightsError
 from finecap_ray.heap import trim_heap
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.weights import Stored, WeightBoard, Weights, publish, stored
@@ -39,8 +39,9 @@ class Sampler:
         self.board = board
         self.timeout_s = resources.step_timeout_s
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> str:
+        """torch's name of the type that the engine computes in."""
+        return str(self.engine.dtype).removeprefix("torch.")
 
     def sync(self, weights_version: int) -> float:
         """Holds weights of at least `weights_version` afterwards. Returns the seconds it took; raises StaleWeightsError."""
@@ -106,16 +107,25 @@ class SamplerPool:
             for index in range(resources.samplers)
         ]
 
-    def wait_until_ready(self) -> None:
-        """Raises DeadlineError naming the samplers that didn't start in time."""
+    def wait_until_ready(self) -> str:
+        """torch's name of the type that all samplers compute in.
+
+        Raises DeadlineError naming the samplers that didn't start in time, ConfigError where `auto` isn't the same on all nodes.
+        """
         waiting = [sampler.ready.remote() for sampler in self.samplers]
         ready, missing = ray.wait(waiting, num_returns=len(waiting), timeout=self.resources.start_timeout_s)
-        ray.get(ready)  # raises what the start raised
+        dtypes = sorted(set(ray.get(ready)))  # raises what the start raised
         if missing:
             raise DeadlineError(
                 f"{len(missing)} of {len(waiting)} samplers didn't start within {self.resources.start_timeout_s:.0f} s; "
                 f"each needs {self.resources.asked}: see `ray status` for what the cluster has"
             )
+        if len(dtypes) > 1:
+            raise ConfigError(
+                f"resources.sampler_dtype=auto is {' and '.join(dtypes)} on the nodes of the samplers, and captions must not "
+                "depend on where they are sampled: set it to float32 or bfloat16"
+            )
+        return dtypes[0]
 
     def publish_captioner(self, weights_version: int, captioner: str) -> None:
         """From here on `sample` with that version captions with a saved captioner, such as a checkpoint."""

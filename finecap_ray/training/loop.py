@@ -21,7 +21,6 @@ from finecap_ray.captioners.family import Family
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError
 from finecap_ray.heap import trim_heap
-from finecap_ray.precision import dtype_of
 from finecap_ray.records import Bag, BagImage, Rollout
 from finecap_ray.rewards.actor import RewardPool
 from finecap_ray.rewards.combine import images_with_signal
@@ -133,7 +132,7 @@ def _worker(config: dict[str, Any]) -> None:
         ],
     )
     check_scorer(manifest, job.rewards.digest())
-    job.samplers.wait_until_ready()
+    own.engine_dtype = getattr(torch, job.samplers.wait_until_ready())
     trainer.train(resume_from_checkpoint=job.resume_from)
     if trainer.is_world_process_zero():
         weights = merged_weights(model)
@@ -141,6 +140,7 @@ def _worker(config: dict[str, Any]) -> None:
             model, _ = load_captioner(job.captioner)
             mix_into(model, weights, 1 - settings.rl.start_share)
             weights = model.state_dict()
+        model.generation_config.max_new_tokens = settings.captioner.max_tokens
         model.eval().save_pretrained(run_dir / "captioner", state_dict=weights)
         processor.save_pretrained(run_dir / "captioner")
 
@@ -158,8 +158,7 @@ class Rollouts:
     def __init__(self, job: RlJob, family: Family) -> None:
         rl = job.settings.rl
         self.job, self.family = job, family
-        resources = job.settings.resources
-        self.dtype = getattr(torch, dtype_of(resources.sampler_dtype, resources.use_gpu))
+        self.engine_dtype = torch.float32  # what the samplers say once they are there
         self.spec = SamplingSpec(rl.captions_per_image, job.settings.captioner.max_tokens, rl.temperature)
         self.greedy = replace(self.spec, captions_per_image=1, temperature=0.0) if rl.advantage == "greedy" else None
         self._sent: SentWeights | None = None
@@ -169,7 +168,7 @@ class Rollouts:
         """Publishes the weights of a step and lets the samplers take them, without waiting for that."""
         started = time.perf_counter()
         beside = self.family.beside_engine(model)
-        weights = as_engine_holds(merged_weights(model), self.dtype, beside and beside[0])
+        weights = as_engine_holds(merged_weights(model), self.engine_dtype, beside and beside[0])
         taken = self.job.samplers.send(step, weights)
         self._sent = SentWeights(step, fingerprints(weights), taken)
         self._sync_s = time.perf_counter() - started

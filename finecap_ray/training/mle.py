@@ -84,6 +84,7 @@ def mle_trainer(job: MleJob) -> CaptionTrainer:
     else:
         model, processor = load_captioner(settings.captioner.spec)
         check_features(model, job.tower_digest, width)
+    model.generation_config.max_new_tokens = settings.captioner.max_tokens
     if not settings.resources.use_gpu:
         suit_cpu(model)
     rows = CaptionDataset(

@@ -11,6 +11,8 @@ import ray
 import torch
 
 from finecap_ray.errors import StaleWeightsError
+from finecap_ray.sampling.fingerprint import fingerprints
+from finecap_ray.sampling.sampler import SamplerPool
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.sampling.weights import as_engine_holds, publish, stored
@@ -125,6 +127,30 @@ def test_a_sampler_keeps_nothing_of_the_file_that_its_architecture_came_from(sam
     samplers.sync(version)
     maps = samplers.samplers[0].__ray_call__.remote(lambda sampler: Path("/proc/self/maps").read_text())
     assert "model.safetensors" not in ray.get(maps, timeout=60)
+
+
+def test_a_bfloat16_engine_samples_by_the_weights_it_is_sent(captioner, captioner_folder, resources, images, tmp_path):
+    """Rounded where the trainer is; the mapper beside it is the trainer's to the last bit."""
+    model, _ = captioner
+    perturb(model)
+    one = resources.model_copy(update={"samplers": 1, "sampler_dtype": "bfloat16"})
+    pool = SamplerPool(str(captioner_folder), one, logs=str(tmp_path))
+    try:
+        assert pool.wait_until_ready() == "bfloat16"
+        held = as_engine_holds(model.state_dict(), torch.bfloat16, "model.mapper.")
+        pool.send(0, held)()
+        rollouts = pool.sample(0, images[0], images[1], SPEC, images[2])
+        (found,) = pool.fingerprints(0)()
+        expected = fingerprints(held)
+        assert found == {name: expected[name] for name in found} and any("mapper" in name for name in found)
+        mapper = pool.samplers[0].__ray_call__.remote(lambda sampler: sampler.engine.beside.state_dict())
+        for name, tensor in ray.get(mapper, timeout=60).items():
+            assert torch.equal(tensor, model.state_dict()[f"model.mapper.{name}"])
+    finally:
+        pool.close()
+    logprobs = np.concatenate([rollout.logprobs for rollout in rollouts])
+    drift = np.abs(logprobs - np.concatenate(trainer_logprobs(model, images[1], rollouts, 3, 1.0)))
+    assert 1e-5 < drift.mean() < 0.05
 
 
 def test_weights_never_go_back(samplers, published):

@@ -176,6 +176,7 @@ def test_health_page_and_description(service):
     assert health.status_code == 200
     assert health.json()["status"] == "ready" and health.json()["replicas"] == 1
     assert health.json()["limits"]["max_tokens"] == MAX_TOKENS
+    assert health.json()["limits"]["default_max_tokens"] == MAX_TOKENS
     page = service.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "v1/captions" in page.text and "http://" not in page.text and "https://" not in page.text

@@ -66,6 +66,17 @@ def test_a_captioner_of_another_tower_s_features_is_refused(tmp_path, captioner_
         mle_trainer(of_another)
 
 
+def test_a_captioner_keeps_how_long_the_captions_are_that_it_learns(tmp_path):
+    own = job(tmp_path, evaluations=0)
+    trainer = mle_trainer(own)
+    assert trainer.model.generation_config.max_new_tokens == 8
+    for part in (trainer.model, trainer.processor):
+        part.save_pretrained(tmp_path / "start")
+    onwards = own.settings.captioner.model_copy(update={"spec": str(tmp_path / "start"), "max_tokens": 5})
+    trainer = mle_trainer(replace(own, settings=own.settings.model_copy(update={"captioner": onwards})))
+    assert trainer.model.generation_config.max_new_tokens == 5
+
+
 def test_every_caption_of_an_image_is_a_row(captioner):
     _, processor = captioner
     own = CaptionedImages(np.zeros((2, 3), dtype=np.float16), [["a cat", "one black cat"], ["dogs"]])
