@@ -140,7 +140,7 @@ class MleSettings(Section):
     """Stop after so many evaluations in a row without a better CIDEr. None: go on to the end."""
     bf16: Autocast = False
     """Autocast. `auto`: where the GPU or CPU (AMX, AVX-512 BF16) computes in it. A step of width 384 takes 0.55 (AMX) or 0.38
-    (AVX-512 BF16) of float32's time; emulated, 2.3 times it."""
+    (AVX-512 BF16) of float32's time; emulated, 2.3 times it where there is AVX-512."""
     num_workers: int = Field(1, ge=1)
 
     @model_validator(mode="after")
