@@ -297,16 +297,16 @@ class ResourceSettings(Section):
         return self.gpu_share if self.use_gpu else 0
 
     @property
+    def asked(self) -> str:
+        """The same in words, CPU included."""
+        return f"1 CPU and {self.gpus:g} GPU" if self.use_gpu else "1 CPU"
+
+    @property
     def kv_cache_bytes(self) -> int | None:
         """None: vLLM takes what there is."""
         if self.sampler_kv_cache_gb is None and self.use_gpu:
             return None
         return int((self.sampler_kv_cache_gb or 1) * 2**30)
-
-    @property
-    def asked(self) -> str:
-        """The same in words, CPU included."""
-        return f"1 CPU and {self.gpus:g} GPU" if self.use_gpu else "1 CPU"
 
 
 class ServeSettings(Section):

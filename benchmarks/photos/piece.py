@@ -53,7 +53,7 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
     start = _pipeline(piece.preset, start_folder, piece.seed, overrides, console)
     captioner = start.mle
     if piece.recipe == MLE:
-        used, seconds, folder = overrides, captioner.seconds, captioner.folder
+        used, weights, seconds, folder = overrides, "result", captioner.seconds, captioner.folder
     else:
         recipe = RECIPES[piece.recipe]
         run = recipe.last_weights_of or piece.recipe
@@ -64,8 +64,10 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
             _link(of_seed / DEFAULT, own, ("bags",))
         trained = _pipeline(piece.preset, own, piece.seed, used, console).rl
         seconds = trained.seconds
-        ended, last = trained.folder / "captioner", last_checkpoint(trained.folder / "checkpoints")
-        folder = last if recipe.last_weights_of else ended
+        if recipe.last_weights_of:
+            weights, folder = "last", last_checkpoint(trained.folder / "checkpoints")
+        else:
+            weights, folder = "result", trained.folder / "captioner"
 
     against = f"[random:100, 'bags:{bags}']"
     asked = _settings(piece.preset, root / "shared", 0, [*overrides, f"evaluation.against={against}"])
@@ -76,7 +78,7 @@ def run_piece(piece: Piece, root: Path, overrides: list[str], console: Console) 
         "seed": piece.seed,
         "split": piece.split,
         "overrides": used,
-        "weights": "last" if piece.recipe != MLE and RECIPES[piece.recipe].last_weights_of else "result",
+        "weights": weights,
         "training_s": seconds,
         "captions_per_s": found["images"] / found["seconds"]["sampling"],
         "curve": [] if piece.recipe == MLE else _curve(trained.folder / "metrics.jsonl"),

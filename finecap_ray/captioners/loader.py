@@ -25,8 +25,8 @@ def load_captioner(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model (float32, in eval mode) and processor of a folder written by `save_pretrained`, or of a hub name.
 
-    `settings` give a start its prompt, image size and longest caption; what is saved afterwards keeps them. Raises DataError where there is no
-    such captioner, UnsupportedError for a family that isn't supported, MismatchError for a tokenizer of another model.
+    `settings` give a start its prompt, image size and longest caption; what is saved afterwards keeps them. Raises DataError
+    where there is no such captioner, UnsupportedError for a family that isn't supported, MismatchError for a tokenizer of another model.
     """
     config, processor = load_processor(spec, settings)
     try:

@@ -35,18 +35,18 @@ class Stored:
     """A tensor in the object store, which hands out arrays without a copy. numpy has no bfloat16: its bits are int16 there."""
 
     array: np.ndarray
-    dtype: str  # of torch
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Stored:
         own = tensor.detach().cpu()
         bits = own.view(torch.int16) if own.dtype == torch.bfloat16 else own
-        return cls(bits.numpy(), str(own.dtype).removeprefix("torch."))
+        return cls(bits.numpy(), own.dtype)
 
     def tensor(self) -> torch.Tensor:
         """Without a copy: nobody writes to it."""
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # it can't be written to
-            return torch.from_numpy(self.array).view(getattr(torch, self.dtype))
+            return torch.from_numpy(self.array).view(self.dtype)
 
 
 @ray.remote(num_cpus=0, max_restarts=0)

@@ -20,7 +20,6 @@ from finecap_ray.bags.stream import read_bank, stream_bags
 from finecap_ray.captioners.family import Family
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError
-from finecap_ray.heap import trim_heap
 from finecap_ray.records import Bag, BagImage, Rollout
 from finecap_ray.rewards.actor import RewardPool
 from finecap_ray.rewards.combine import images_with_signal
@@ -75,7 +74,6 @@ def train_rl(
     samplers = SamplerPool(captioner, settings.resources, logs=f"{run_dir}/logs")
     bank = read_bank(bags) if settings.rl.reward.hard_negatives else None
     rewards = RewardPool(scorer, settings.rl.reward, references, settings.resources, bank)
-    trim_heap()  # of the process that mined the bags
     try:
         # The workers start while samplers and reward actors do, and wait for them before the first step.
         job = RlJob(settings, captioner, bags, run_dir, steps, checkpoint, samplers, rewards, tuple(callbacks))
