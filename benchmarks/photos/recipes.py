@@ -23,6 +23,7 @@ RECIPES: dict[str, Recipe] = {
             "bags.sizes=[60]",
             "rl.curriculum=[{bag_size: 60, epochs: 3}]",
             "rl.reward.cider=0",
+            "rl.reward.repetition=0",
             "rl.average_decay=0",
             "rl.start_share=0",
         )
