@@ -29,6 +29,7 @@ RECIPES: dict[str, Recipe] = {
         )
     ),
     # Steps are made of bags of look-alikes, of growing sizes, and all images of the step compete (No Detail Left Behind).
+    # The preset's small penalty on repeated words, which the paper doesn't have, stays in both.
     "sr_bagcurri": Recipe(last_weights_of="no_cider"),
     "sr_bagcurri_cider": Recipe(last_weights_of=DEFAULT),
     DEFAULT: Recipe(),
