@@ -102,11 +102,10 @@ class ImageCaptioner:
             return list(prepared)
         import torch
 
-        with torch.inference_mode():
-            parts = [
-                self._tower.model(torch.stack(list(prepared[start : start + self._batch_size])))
-                for start in range(0, len(prepared), self._batch_size)
-            ]
+        parts = [
+            self._tower.look(prepared[start : start + self._batch_size])
+            for start in range(0, len(prepared), self._batch_size)
+        ]
         return torch.cat(parts).half().numpy()
 
     def caption(self, prepared: Sequence, specs: Sequence[SamplingSpec]) -> list[list[Rollout]]:

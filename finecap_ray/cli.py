@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -96,6 +96,10 @@ def import_(
     console.print(f"{report.examples} examples of {report.found} images, in {out}", highlight=False, markup=False)
     for reason, count in report.left_out.items():
         console.print(f"{count:>8} left out: {reason}", highlight=False, markup=False)
+    for reason, count in report.captions_left_out.items():
+        console.print(f"{count:>8} captions left out: {reason}", highlight=False, markup=False)
+    if report.without_captions:
+        console.print(f"{report.without_captions:>8} examples without a caption", highlight=False, markup=False)
 
 
 @scorer_app.command("train")
@@ -217,7 +221,14 @@ def evaluate(
     _make_room(captions_out)
     changes = [*(overrides or []), *([f"evaluation.against={json.dumps(against)}"] if against else [])]
     if captions is None and checkpoint is None and references is None:
-        _demo(load_settings(config or "demo", changes), redo=False, form=form)
+        if judge or reward_scorer or split:
+            raise ConfigError(
+                "--judge, --reward-scorer and --split are for --captions or a --checkpoint: of a run the settings judge.spec, "
+                "scorer.spec and evaluation.groups say that"
+            )
+        results = _demo(load_settings(config or "demo", changes), redo=False, form=form)
+        if out is not None:
+            Path(out).write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
         return
     from finecap_ray.captioning import find_captioner, run_settings
 
@@ -361,18 +372,19 @@ def _make_room(out: str | None) -> None:
 # These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.
 
 
-def _demo(settings: Settings, redo: bool, form: Format = "table") -> None:
+def _demo(settings: Settings, redo: bool, form: Format = "table") -> dict[str, Any]:
+    """The summary, which is also printed."""
     from finecap_ray.demo import run_demo
 
     if form == "table":
-        run_demo(settings, console, redo)
-        return
+        return run_demo(settings, console, redo)
     from finecap_ray.evaluation.present import as_json, summary_markdown
 
     summary = run_demo(
         settings, Console(stderr=True, soft_wrap=True), redo
     )  # standard output holds nothing but the results
     typer.echo(as_json(summary) if form == "json" else summary_markdown(summary))
+    return summary
 
 
 def _pipeline(settings: Settings, form: Format = "table"):

@@ -111,5 +111,5 @@ def single_node() -> bool:
 
 
 def absolute(path: str | Path) -> str:
-    """A local path made absolute, for processes that run elsewhere; a URI as it is."""
-    return str(path) if "://" in str(path) else str(Path(path).resolve())
+    """A local path made absolute, `~` too, for processes that run elsewhere; a URI as it is."""
+    return str(path) if "://" in str(path) else str(Path(path).expanduser().resolve())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from finecap_ray.progress import Narrator, mle_line, step_line
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
 from finecap_ray.scorers.embed import FeatureSet, embed_examples
 from finecap_ray.sources import ExampleSet
+from finecap_ray.sources.examples import is_for_choices
 from finecap_ray.stages import StageResult, Stages
 from finecap_ray.training.arithmetic import mle_steps, rl_arithmetic
 
@@ -49,7 +51,8 @@ class Pipeline:
     """The stages of one run; a stage runs those that it needs first."""
 
     def __init__(self, settings: Settings, stages: Stages, narrator: Narrator) -> None:
-        """Connects to Ray. Raises ConfigError for impossible batch arithmetic, adapters or models, before that."""
+        """Connects to Ray. Raises ConfigError for impossible batch arithmetic, adapters or models before that, and DataError for
+        a kept stage that was made with other inputs, before anything in the run folder is changed."""
         rl_arithmetic(settings.rl, {})
         check_models(settings)
         check_captioner(settings)
@@ -57,6 +60,10 @@ class Pipeline:
         self.settings, self.stages, self.narrator = settings, stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
         self.logs = str(self.run_dir / "logs")
+        if rehearsal := stages.rehearsal():
+            rehearsed = copy(self)
+            rehearsed.stages = rehearsal
+            _ = rehearsed.rl
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
         connect(settings.resources)
@@ -102,12 +109,13 @@ class Pipeline:
     @cached_property
     def mle(self) -> StageResult:
         """The captioner trained by maximum likelihood: where RL starts."""
-        from finecap_ray.training.mle import METRICS_FILE, CaptionedImages, MleJob, train_mle
+        from finecap_ray.training.mle import METRICS_FILE, CaptionedImages, MleJob, drop_checkpoints, train_mle
 
         def captioned(rows: list[dict]) -> CaptionedImages:
             return CaptionedImages(self._matrix(rows), [row["captions"] for row in rows])
 
         def work(out: Path) -> None:
+            rows = self.rows(TRAIN_SPLIT)
             dev = _by_hash(self.rows_for_choices())[: mle.dev_images] if mle.evaluations else []
             job = MleJob(
                 self.settings,
@@ -124,14 +132,16 @@ class Pipeline:
         mle = self.settings.mle
         if mle.epochs == 0:
             return self._start
-        rows = self.rows(TRAIN_SPLIT)
         inputs = {
             "features": self._features.digest,
             "captioner": self.settings.captioner.model_dump(),
             "mle": mle.model_dump(),
             "seed": self.settings.seed,
         }
-        return self.stages.run("mle", inputs, work)
+        result = self.stages.run("mle", inputs, work)
+        if not result.cached:  # not before the stage counts as done
+            drop_checkpoints(result.folder)
+        return result
 
     @cached_property
     def _start(self) -> StageResult:
@@ -153,9 +163,10 @@ class Pipeline:
         bag_settings = settings.bags.model_copy(update=changes)
 
         self.examples.split(split)  # an unknown split is told of before any work
-        embeddings = self._embeddings(compared_captions(bag_settings))
+        embedded = self._embeddings(compared_captions(bag_settings))
 
         def work(out: Path) -> None:
+            embeddings = EmbeddingSet(embedded.folder)
             with bag_source(self.examples, self.features, embeddings, split, out) as source:
                 build_bags(source, out, sizes, bag_settings, settings.seed)
 
@@ -171,21 +182,20 @@ class Pipeline:
         return self.stages.run(f"bags/{split}", inputs, work)
 
     @cache  # noqa: B019 (a pipeline lives as long as its process)
-    def _embeddings(self, captions: str | None) -> EmbeddingSet:
+    def _embeddings(self, captions: str | None) -> StageResult:
         """Of all examples by the reward scorer; `captions` as `compared_captions` says."""
 
         def work(out: Path) -> None:
             embed_by_scorer(self.examples, self.features, self.scorer.spec, captions, self.settings.resources, out)
 
         inputs = {"features": self._features.digest, "scorer": self.scorer.digest, "captions": captions}
-        return EmbeddingSet(self.stages.run(f"embeddings/{captions or 'images'}", inputs, work).folder)
+        return self.stages.run(f"embeddings/{captions or 'images'}", inputs, work)
 
     @cached_property
     def rl(self) -> StageResult:
         from finecap_ray.training.loop import train_rl
 
         bags = self.bags(TRAIN_SPLIT)
-        references = [row["captions"] for row in self.rows(TRAIN_SPLIT)]
         inputs = {
             "mle": self.mle.digest,
             "bags": bags.digest,
@@ -195,6 +205,7 @@ class Pipeline:
         }
 
         def work(out: Path) -> None:
+            references = [row["captions"] for row in self.rows(TRAIN_SPLIT)]
             steps = len(plan_run(read_manifest(bags.folder), self.settings.rl, self.settings.seed))
             with self.narrator.steps(out / "metrics.jsonl", steps, step_line):
                 train_rl(self.settings, str(self.mle.folder), str(bags.folder), self.scorer.spec, references, str(out))
@@ -262,8 +273,8 @@ class Pipeline:
         return ScorerSource(str(result.folder), result.digest)
 
     def rows_for_choices(self) -> list[dict]:
-        """Every split that recipes may be chosen on: those whose name begins with `dev`."""
-        return [row for split in self.examples.splits() if split.startswith("dev") for row in self.rows(split)]
+        """Of every split that recipes may be chosen on."""
+        return [row for split in self.examples.splits() if is_for_choices(split) for row in self.rows(split)]
 
     def summary(self) -> dict:
         """Of the evaluation, and the seconds of every stage that was asked for."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,18 +52,14 @@ class Stages:
         Raises DataError, naming the inputs that differ, for a kept stage that was begun with others.
         """
         folder = self.root / name
-        inputs = json.loads(json.dumps(inputs, default=str))
-        digest = hashlib.sha256(json.dumps([__version__, name, inputs], sort_keys=True).encode()).hexdigest()[:16]
+        inputs, digest = _with_digest(name, inputs)
         state = self._state(folder)
         if state.get("digest") == digest and state["finished"]:
             result = StageResult(name, folder, digest, state["seconds"], cached=True)
         else:
             if folder.exists() and state.get("digest") != digest:
                 if name in self.kept and state:
-                    raise DataError(
-                        f"{folder} was made with other inputs ({'; '.join(_differences(state['inputs'], inputs))}): "
-                        "go back to those, take another run_dir, or remove the folder to do it anew"
-                    )
+                    raise _refused(folder, _differences(state["inputs"], inputs))
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             before = state["seconds"] if state.get("digest") == digest else 0.0
@@ -83,6 +79,11 @@ class Stages:
         self.on_end(result)
         return result
 
+    def rehearsal(self) -> Rehearsal | None:
+        """None where no kept stage was begun, so that none can be refused."""
+        begun = any(self._state(self.root / name) for name in self.kept)
+        return Rehearsal(self.root, lambda _: None, lambda _: None, self.kept) if begun else None
+
     def _state(self, folder: Path) -> dict[str, Any]:
         path = folder / STAGE_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -91,6 +92,37 @@ class Stages:
         temporary = folder / f"{STAGE_FILE}.new"
         temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
         temporary.replace(folder / STAGE_FILE)
+
+
+class Rehearsal(Stages):
+    """The stages of a run folder without their work: what `run` would refuse is refused before anything is changed."""
+
+    _changed: tuple[str, ...] = ()
+
+    def run(self, name: str, inputs: dict[str, Any], work: Callable[[Path], None]) -> StageResult:
+        """Nothing is done or written. Raises DataError as Stages does, naming what changed in the stages before as well."""
+        folder = self.root / name
+        inputs, digest = _with_digest(name, inputs)
+        state = self._state(folder)
+        if state and state["digest"] != digest:
+            self._changed = (*self._changed, *_differences(state["inputs"], inputs))
+            if name in self.kept:
+                raise _refused(folder, self._changed)
+        return StageResult(name, folder, digest, 0.0, cached=True)
+
+
+def _with_digest(name: str, inputs: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The inputs as JSON gives them back, and their digest."""
+    inputs = json.loads(json.dumps(inputs, default=str))
+    text = json.dumps([__version__, name, inputs], sort_keys=True)
+    return inputs, hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _refused(folder: Path, differences: Iterable[str]) -> DataError:
+    return DataError(
+        f"{folder} was made with other inputs ({'; '.join(differences)}): "
+        "go back to those, take another run_dir, or remove the folder to do it anew"
+    )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import time
 
 import ray
@@ -13,7 +14,7 @@ from ray.serve.schema import ApplicationStatus
 from finecap_ray.captioning import CaptionerFacts, find_captioner, open_checkpoint
 from finecap_ray.cluster import connect, get_within
 from finecap_ray.config import Settings, TowerSettings
-from finecap_ray.errors import DeadlineError, UnsupportedError
+from finecap_ray.errors import ConfigError, DeadlineError, UnsupportedError
 from serve.app import APPLICATION, build_application
 
 _POLL_S = 0.5
@@ -38,10 +39,13 @@ def deploy(settings: Settings, checkpoint: str) -> str:
     """The URL of the service, once it answers.
 
     Raises DataError where there is no captioner, MismatchError when it was trained on another tower's features,
-    UnsupportedError when the engines don't start, DeadlineError when they don't start in time.
+    UnsupportedError when the engines don't start, DeadlineError when they don't start in time, ConfigError when the port is
+    another program's.
     """
     captioner = find_captioner(checkpoint)
     connect(settings.resources)
+    if not serve.status().proxies:  # else Serve runs in this cluster, and the port is its own
+        check_port(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     deadline = time.monotonic() + settings.resources.start_timeout_s
     reading = _read_facts.remote(captioner, settings.tower)
@@ -64,6 +68,17 @@ def take_down() -> None:
 def _read_facts(captioner: str, tower: TowerSettings) -> CaptionerFacts:
     """In a process of its own, which ends: the driver stays small, and what doesn't fit is refused before engines start."""
     return open_checkpoint(captioner, tower).facts
+
+
+def check_port(settings: Settings) -> None:
+    """Serve would share a port with any program that lets it (SO_REUSEPORT), another service too: each answers some requests."""
+    host, port = settings.serve.host, settings.serve.port
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ConfigError(
+            f"can't serve at {host}:{port} ({error.strerror}): choose another serve.port or serve.host"
+        ) from None
 
 
 def _wait_until_running(deadline: float, settings: Settings) -> None:

@@ -112,6 +112,8 @@ def test_an_evaluation_of_what_does_not_fit_is_refused_before_ray_starts(capsys,
     assert code == 2 and "is not a captioner" in err
     code, _, err = run(capsys, "evaluate", "--captions", str(file), "--captions-out", str(tmp_path / "out.json"))
     assert code == 2 and "--captions-out is for the captions of a --checkpoint" in err
+    code, _, err = run(capsys, "evaluate", "--judge", "ViT-B-32/openai", f"run_dir={tmp_path / 'run'}")
+    assert code == 2 and "--judge, --reward-scorer and --split are for --captions or a --checkpoint" in err
 
 
 def test_a_captions_file_is_evaluated_as_json_and_markdown(capsys, ray_session, judge_folder, tmp_path):
@@ -176,10 +178,13 @@ def test_an_import_says_what_it_made_and_left_out(capsys, ray_session, tmp_path)
     pictures.mkdir()
     for row in read_examples("fluent").slice(0, 3).to_pylist():
         (pictures / f"{row['image_id']}.webp").write_bytes(row["image"])
+        (pictures / f"{row['image_id']}.txt").write_text("a caption")
+    (pictures / f"{row['image_id']}.txt").write_bytes(b"caf\xe9 in Latin-1")
     (pictures / "broken.webp").write_bytes(b"no picture")
     code, out, err = run(capsys, "import", str(pictures), str(tmp_path / "out"), "data.max_bad_fraction=0.5")
     assert code == 0, err
     assert "3 examples of 4 images" in out and "1 left out: " in out
+    assert "1 captions left out: not text" in out and "1 examples without a caption" in out
     assert read_examples(str(tmp_path / "out")).num_rows == 3
 
 

@@ -74,3 +74,18 @@ def test_a_kept_stage_refuses_changed_inputs_and_names_them(tmp_path):
         own.run("rl", {"rl": {"learning_rate": 0.2, "temperature": 1}, "seed": 1}, append)
     assert (tmp_path / "rl" / "work").read_text() == "x"
     assert own.run("rl", {"rl": {"learning_rate": 0.1, "temperature": 1}, "seed": 0}, append).cached
+
+
+def test_a_rehearsal_refuses_what_a_run_would_and_names_what_changed_before_it(tmp_path):
+    def run(own, size):
+        bags = own.run("bags", {"size": size}, append)
+        own.run("rl", {"bags": bags.digest, "seed": 0}, append)
+
+    own = Stages(tmp_path, on_start=lambda name: None, on_end=lambda result: None, kept=("rl",))
+    assert own.rehearsal() is None
+    run(own, 2)
+    run(own.rehearsal(), 2)
+    with pytest.raises(DataError, match=r"rl was made with other inputs \(size was 2, is 3; bags was \w+, is \w+\)"):
+        run(own.rehearsal(), 3)
+    assert [(tmp_path / name / "work").read_text() for name in ("bags", "rl")] == ["x", "x"]
+    assert stages(tmp_path).rehearsal() is None

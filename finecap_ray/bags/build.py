@@ -26,6 +26,8 @@ from finecap_ray.errors import DataError
 from finecap_ray.records import BAG_IMAGE_TYPE, BAG_SCHEMA, float16_lists
 
 IMAGES_PER_PART = 8192
+BYTES_PER_PART = 2**30  # of encoded images, about; an Arrow array of them ends at 2 GiB
+_WEIGHED = 256  # images that the mean size is taken of
 
 
 def build_bags(
@@ -38,8 +40,11 @@ def build_bags(
 ) -> dict[str, Any]:
     """Mines and writes one bag set and returns its manifest. Raises DataError when a size can't be filled.
 
-    A file holds whole row groups of at most `images_per_part` images (or one row group): so many are in memory at a time.
+    A file holds whole row groups of at most `images_per_part` images, fewer where they are large (or one row group): so many are
+    in memory at a time.
     """
+    few = [len(source.images[row]) for row in range(0, len(source.images), max(1, len(source.images) // _WEIGHED))]
+    images_per_part = min(images_per_part, int(BYTES_PER_PART / max(1.0, float(np.mean(few)))))
     listed, absent = {}, 0
     if settings.truematch is not None:
         listed, absent = bag_rows(read_truematch(settings.truematch), source.image_ids)

@@ -18,7 +18,7 @@ import numpy as np
 import ray
 
 from finecap_ray.captioning import run_folder
-from finecap_ray.cluster import absolute, connect, get_within
+from finecap_ray.cluster import absolute, connect, get_within, work_within
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.evaluation.caption_files import read_captions, read_references
@@ -27,6 +27,7 @@ from finecap_ray.evaluation.pools import PoolSet, find_pools
 from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.sample import Captioned, caption_images, parse_decoding
 from finecap_ray.evaluation.text_metrics import TextMetrics, text_metrics
+from finecap_ray.settings_file import read_tree
 from finecap_ray.sources import read_examples
 
 JUDGE, REWARD_SCORER, HUMAN = "judge", "reward scorer", "human"
@@ -103,7 +104,7 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
             _show(actor, facts[name], shown, sampled)
             answers[name] = actor.answer.remote(given, human, pools, evaluation.bootstrap_samples, settings.seed)
         metrics = _text_metrics(settings, given, rows)
-        answers = {name: _get(settings, own, f"answer as {name}") for name, own in answers.items()}
+        answers = {name: work_within(own, settings.resources, f"the {name}", "judge") for name, own in answers.items()}
     finally:
         for actor in actors.values():
             ray.kill(actor)
@@ -184,13 +185,21 @@ def _results(
 
 
 def default_scorers(settings: Settings, captioner: str | None) -> tuple[str | None, str | None]:
-    """Judge and reward scorer of the settings or, where those are trained, of the run that a captioner lies in."""
-    folder = Path(settings.run_dir) if captioner is None else run_folder(captioner)
+    """Judge and reward scorer of the settings or, where those are trained, of the run that a captioner lies in; without a
+    captioner, of the run of the settings, if it is of these examples."""
+    folder = _run_on(settings) if captioner is None else run_folder(captioner)
     specs = []
     for name, scorer in (("judge", settings.judge), ("scorer", settings.scorer)):
         trained = None if folder is None else folder / name
         specs.append(scorer.spec or (str(trained) if trained is not None and trained.is_dir() else None))
     return specs[0], specs[1]
+
+
+def _run_on(settings: Settings) -> Path | None:
+    """The run folder of the settings, where it holds a run on their examples."""
+    folder, examples = Path(absolute(settings.run_dir)), settings.data.examples
+    made_with = folder / "config.yaml"
+    return folder if made_with.is_file() and read_tree(made_with)["data"]["examples"] == examples else None
 
 
 def find_all_pools(

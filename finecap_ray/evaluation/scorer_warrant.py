@@ -18,6 +18,7 @@ from finecap_ray.evaluation.pools import random_pools
 from finecap_ray.evaluation.ranking import place_captions, retrieval_numbers
 from finecap_ray.evaluation.warrant import binding_accuracy, kendall_tau, swap_attributes
 from finecap_ray.sources import read_examples
+from finecap_ray.sources.examples import is_for_choices
 
 _EXPERT_COLUMNS = ("image_id", "caption", "ratings")
 _IMAGE_BATCH = 64
@@ -65,13 +66,15 @@ def read_ratings(path: str | Path) -> list[Rating]:
 def measure_scorers(settings: Settings, specs: Mapping[str, str], ratings: str | None) -> dict[str, dict[str, Any]]:
     """The warrant of each scorer (name -> what load_scorer takes) on the images of the dev splits.
 
-    Raises DataError when no example is in a split whose name begins with `dev`.
+    Raises DataError when no example is in a split whose name begins with `dev` or `val`.
     """
     rows = read_examples(settings.data.examples).to_pylist()
-    dev = [row for row in rows if row["split"].startswith("dev")]
+    dev = [row for row in rows if is_for_choices(row["split"])]
     if not dev:
         splits = ", ".join(sorted({row["split"] for row in rows}))
-        raise DataError(f"a scorer is measured on images of a dev split, and there is none; the splits are {splits}")
+        raise DataError(
+            f"a scorer is measured on images of a split whose name begins with dev or val, and there is none; the splits are {splits}"
+        )
     rated = [] if ratings is None else read_ratings(ratings)
     wanted = {rating.image_id for rating in rated}
     images = {row["image_id"]: row["image"] for row in rows if row["image_id"] in wanted}

@@ -75,15 +75,20 @@ def images_with_signal(
 
 
 def total_reward(
-    components: Mapping[str, Float[np.ndarray, " C"]], weights: Mapping[str, float]
+    components: Mapping[str, Float[np.ndarray, " C"]],
+    weights: Mapping[str, float],
+    silent: Mapping[str, Float[np.ndarray, " c"]] | None = None,
 ) -> Float[np.ndarray, " C"]:
     """sum_k weight_k * component_k, where a caption without a signal (NaN) gets the mean of those that have one.
 
     So the term moves no caption away from a baseline that spans images; among the captions of one image it cancels anyway.
+    silent: components whose means are taken instead. Greedy captions, a baseline of the sampled ones, take theirs: it cancels there too.
     """
-    return sum(weight * _filled(components[name]) for name, weight in weights.items()).astype(np.float32)
+    means = {name: _mean(values) for name, values in (silent or components).items()}
+    filled = {name: np.where(np.isnan(values), means[name], values) for name, values in components.items()}
+    return sum(weight * filled[name] for name, weight in weights.items()).astype(np.float32)
 
 
-def _filled(values: Float[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
+def _mean(values: Float[np.ndarray, " C"]) -> float:
     known = values[~np.isnan(values)]
-    return np.where(np.isnan(values), known.mean() if len(known) else 0.0, values)
+    return known.mean() if len(known) else 0.0

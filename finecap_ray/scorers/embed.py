@@ -107,14 +107,16 @@ class FeatureSet:
         return table["image_id"].to_pylist(), features
 
     def matrix(self, image_ids: Sequence[str]) -> Float16[np.ndarray, "N F"]:
-        """Of these images, in this order. Raises DataError, naming the first that has none."""
-        place, found = {image_id: row for row, image_id in enumerate(image_ids)}, None
+        """Of these images, in this order; of none [0, 0]. Raises DataError, naming the first that has none."""
+        place = {image_id: row for row, image_id in enumerate(image_ids)}
+        found = np.empty((len(image_ids), 0), dtype=np.float16)
         for page in range(len(self)):
             ids, features = self.page(page)
             own = [(place.pop(image_id), row) for row, image_id in enumerate(ids) if image_id in place]
             if own:
                 to, of = map(list, zip(*own, strict=True))
-                found = np.empty((len(image_ids), features.shape[1]), dtype=np.float16) if found is None else found
+                if not found.shape[1]:
+                    found = np.empty((len(image_ids), features.shape[1]), dtype=np.float16)
                 found[to] = features[of]
         if place:
             raise DataError(

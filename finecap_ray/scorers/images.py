@@ -69,7 +69,7 @@ class ImageTable:
         self._device = next(visual.parameters()).device
         if settings.image_groups:
             self._seen = None
-        elif settings.pooling == "pooled":
+        elif settings.pooling == "pooled" or not len(data):
             self._seen = data.features
         else:
             self._seen = torch.cat([self._maps(start).half().cpu() for start in range(0, len(data), _BATCH)])

@@ -5,13 +5,14 @@ Captioner, reward scorer and judge of the embedded set-up all stand on these fea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
 import torch
 from jaxtyping import Float
 from open_clip.transform import image_transform
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from finecap_ray.config import ScorerSettings, TowerSettings
@@ -24,8 +25,6 @@ from finecap_ray.scorers.mirrored import Mirrored
 from finecap_ray.scorers.packages import efficientnet_lite0
 from finecap_ray.scorers.pooled import PLAIN
 
-# The towers above were trained on (x - 127.5) / 127.5, not on OpenAI's mean and deviation, open_clip's default.
-MEAN = STD = (0.5, 0.5, 0.5)
 _AROUND_PLAIN = {f"{PLAIN}_levels": LevelPooled, f"{PLAIN}_mirrored": Mirrored}
 
 
@@ -37,17 +36,23 @@ class FrozenTower:
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.image_size = image_size
-        self.preprocess = image_transform(image_size, is_train=False, mean=MEAN, std=STD)
+        # What the tower was trained on, which isn't OpenAI's mean and deviation, open_clip's default.
+        self.mean, self.std = (tuple(model.default_cfg[name]) for name in ("mean", "std"))
+        self.preprocess = image_transform(image_size, is_train=False, mean=self.mean, std=self.std)
         self.width: int = model.num_features
-        self.digest = weight_digest(model.state_dict(), image_size, MEAN, STD)
+        self.digest = weight_digest(model.state_dict(), image_size, self.mean, self.std)
         self.device = device()
         self.model.to(self.device, memory_format=torch.channels_last)  # twice as fast on a CPU
 
-    @torch.inference_mode()
     def embed(self, images: list[bytes]) -> Float[Tensor, "n F"]:
         """Pooled features. Raises DataError for bytes that aren't an image."""
-        pixels = torch.stack([self.preprocess(decode_image(image)) for image in images])
-        return self.model(pixels.to(self.device, memory_format=torch.channels_last)).cpu()
+        return self.look([self.preprocess(decode_image(image)) for image in images])
+
+    @torch.inference_mode()
+    def look(self, pixels: Sequence[Float[Tensor, "3 S S"]]) -> Float[Tensor, "n F"]:
+        """Pooled features of images that are preprocessed."""
+        batch = torch.stack(list(pixels)).to(self.device, memory_format=torch.channels_last)
+        return self.model(batch).cpu()
 
 
 def device() -> str:
@@ -58,7 +63,10 @@ def device() -> str:
 def check_tower(settings: TowerSettings) -> None:
     """Raises what `load_tower` does, and UnsupportedError where a hub is needed and absent."""
     _check_names(settings)
-    if settings.weights != "package" and not settings.weights.endswith(".safetensors"):
+    if settings.weights.endswith(".safetensors"):
+        with torch.device("meta"):
+            _fitting(settings, timm.create_model(settings.model, pretrained=False, num_classes=0))
+    elif settings.weights != "package":
         check_hub(timm.models.get_pretrained_cfg(f"{settings.model}.{settings.weights}").hf_hub_id, "tower.weights")
 
 
@@ -101,7 +109,26 @@ def load_tower(settings: TowerSettings) -> FrozenTower:
         model = _AROUND_PLAIN[settings.model](plain) if settings.model in _AROUND_PLAIN else plain
     elif settings.weights.endswith(".safetensors"):
         model = timm.create_model(settings.model, pretrained=False, num_classes=0)
-        model.load_state_dict(load_file(settings.weights))
+        with safe_open(settings.weights, "pt") as file:
+            model.load_state_dict({name: file.get_tensor(name) for name in _fitting(settings, model)})
     else:
         model = timm.create_model(f"{settings.model}.{settings.weights}", pretrained=True, num_classes=0)
     return FrozenTower(settings.model, model, settings.image_size)
+
+
+def _fitting(settings: TowerSettings, model: torch.nn.Module) -> list[str]:
+    """Names of the tower's weights in the file, whose classifier is left out. Raises ConfigError where it holds others."""
+    own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    classifiers = model.default_cfg.get("classifier", ())
+    prefixes = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+    try:
+        with safe_open(settings.weights, "pt") as file:
+            held = {name: file.get_slice(name).get_shape() for name in file.keys() if not name.startswith(prefixes)}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"tower.weights: {settings.weights} can't be read as safetensors: {error}") from None
+    if wrong := sorted(name for name in own | held if own.get(name) != held.get(name)):
+        raise ConfigError(
+            f"tower.weights: {settings.weights} doesn't hold tower.model={settings.model}: {len(wrong)} of {len(own)} weights are "
+            f"absent, other or of another shape, such as {', '.join(wrong[:3])}"
+        )
+    return list(own)

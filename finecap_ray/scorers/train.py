@@ -29,7 +29,7 @@ from finecap_ray.scorers.members import Member, split_heads
 from finecap_ray.scorers.packages import minilm_folder
 from finecap_ray.scorers.scorer import FACTS_FILE, Scorer, load_scorer, save_scorer, text_lengths
 from finecap_ray.scorers.smollm2_text import smollm2_text_folder
-from finecap_ray.scorers.tower import MEAN, STD, FrozenTower
+from finecap_ray.scorers.tower import FrozenTower
 
 _PRETRAINED_TEXTS = {  # the name that a scorer's config keeps, and the folder
     "minilm": ("all-minilm-l6-v2", minilm_folder),
@@ -98,7 +98,7 @@ def train_scorer(
             break
     best.restore()
     fold_standardisation(head, standard)
-    preprocess = {"mean": MEAN, "std": STD, "size": tower.image_size}
+    preprocess = {"mean": tower.mean, "std": tower.std, "size": tower.image_size}
     facts = {"tower_digest": "" if settings.looks_at_images else tower.digest}
     facts |= {"images": len(train), "text": settings.text, "seed": settings.seed}
     if best.recalls:
@@ -261,7 +261,7 @@ class _Best:
             return
         if not captions:
             raise DataError(
-                "the evaluations of a scorer need images with captions in a split whose name begins with dev, and there is none: "
+                "the evaluations of a scorer need images with captions in a split whose name begins with dev or val, and there is none: "
                 "set scorer.evaluations and judge.evaluations to 0"
             )
         self._due = {settings.epochs * (place + 1) // settings.evaluations - 1 for place in range(settings.evaluations)}

@@ -27,6 +27,11 @@ _ROWS_AT_A_TIME = 256
 _ROWS_PER_PAGE = 1024
 
 
+def is_for_choices(split: str) -> bool:
+    """Whether recipes may be chosen on a split, as its name says: dev, val, validation, and what else begins so."""
+    return split.startswith(("dev", "val"))
+
+
 class ExampleSet:
     """Examples in EXAMPLE_SCHEMA: `fluent` (embedded), a parquet file, a folder of them, or what `finecap import` wrote."""
 

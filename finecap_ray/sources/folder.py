@@ -4,7 +4,8 @@
     captions.json                     {"sub/cat.jpg": ["a cat", ...], ...}
     captions.csv                      file,caption   (a file may have many lines)
 
-The id of an image is its path in the folder. Names that start with a dot are skipped.
+The id of an image is its path in the folder. Names that start with a dot are skipped. Where every image lies in a folder train,
+dev, val, validation or test, these are the splits, as in Hugging Face's image folders.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from finecap_ray.sources.found import IMAGES_PER_TASK, MISSING_FILE, UNREADABLE_
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif"})
 
+SPLIT_FOLDERS = frozenset({"train", "dev", "val", "validation", "test"})
+
 
 def folder_source(folder: str, split: str) -> Source:
-    """Plan of reading `folder`; every image gets `split`. Raises DataError for no image or an unreadable caption file."""
+    """Plan of reading `folder`; `split` goes to images that no folder gives one. Raises DataError for no image or an unreadable
+    caption file."""
     names = [name for name in list_files(folder) if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
     images = [name for name in names if _suffix(name) in IMAGE_SUFFIXES]
     listed = _caption_file(folder, set(names))
@@ -38,8 +42,11 @@ def folder_source(folder: str, split: str) -> Source:
             f"no image in {folder}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders"
         )
     sidecars = set() if listed is not None else {name for name in names if _suffix(name) == "txt"}
+    splits = [PurePosixPath(name).parts[0] for name in images]
+    if not set(splits) <= SPLIT_FOLDERS:
+        splits = [split] * len(images)
     items = []
-    for name in images:
+    for name, own in zip(images, splits, strict=True):
         text = str(PurePosixPath(name).with_suffix(".txt"))
         items.append(
             {
@@ -47,7 +54,7 @@ def folder_source(folder: str, split: str) -> Source:
                 "file": name,
                 "captions": listed.get(name, []) if listed is not None else [],
                 "text": text if text in sidecars else None,
-                "split": split,
+                "split": own,
             }
         )
     return image_files(folder, items)

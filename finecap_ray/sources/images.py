@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import warnings
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from finecap_ray.images import as_rgb, upright
 
 # Pillow can open more, among them EPS, which starts a program.
 READABLE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
 class BadImageError(Exception):
@@ -52,29 +52,16 @@ def _usable(data: bytes, longest_side: int | None, jpeg_quality: int) -> tuple[b
             raise BadImageError("truncated or damaged image") from None
         if not min(image.size):
             raise BadImageError("image without pixels")
-        try:
-            turned = image.getexif().get(ORIENTATION, 1) != 1
-        except Exception:
-            turned = False  # damaged metadata around whole pixels
+        turned = upright(image)
         plain = image.mode in ("RGB", "L") or (image.mode == "P" and "transparency" not in image.info)
         small = longest_side is None or max(image.size) <= longest_side
-        if kind in ("JPEG", "PNG", "WEBP") and frames == 1 and plain and small and not turned:
+        if kind in ("JPEG", "PNG", "WEBP") and frames == 1 and plain and small and turned is image:
             return data, False
-        upright = ImageOps.exif_transpose(image) if turned else image
-        return _as_jpeg(_as_rgb(upright), longest_side, jpeg_quality), True
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits: the high byte is the picture
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 256).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise BadImageError("pixels are floating-point numbers of unknown range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
-    return image.convert("RGB")
+        try:
+            rgb = as_rgb(turned)
+        except ValueError as error:
+            raise BadImageError(str(error)) from None
+        return _as_jpeg(rgb, longest_side, jpeg_quality), True
 
 
 def _as_jpeg(image: Image.Image, longest_side: int | None, quality: int) -> bytes:

@@ -1,6 +1,7 @@
 """Parquet with the columns image_id and image (or url), and captions and split where they are there.
 
-`image` is binary, or a struct with `bytes` as Hugging Face datasets write it; `captions` is a list of strings, or one.
+`image` is binary, or a struct with `bytes` as Hugging Face datasets write it; `captions` is a list of strings, or one, and may be
+called `caption`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from finecap_ray.errors import DataError
 from finecap_ray.sources.files import list_files, locate
 from finecap_ray.sources.found import Found, Source
 
-COLUMNS = ("image_id", "image", "captions", "split", "url")
+COLUMNS = ("image_id", "image", "captions", "caption", "split", "url")
 ROWS_AT_A_TIME = 32
 
 
@@ -65,7 +66,7 @@ def _found(row: dict[str, Any], split: str, place: str) -> Found:
     if isinstance(image, dict):
         image = image["bytes"]
     if captions is None:
-        captions = []
+        captions = row.get("caption") or []
     problem = (
         "row without an image" if image is None else "row without an image_id" if row["image_id"] is None else None
     )
@@ -84,18 +85,14 @@ def _check_columns(file: str, schema: pa.Schema) -> None:
         absent = "image_id" if "image_id" not in schema.names else "image, nor url"
         raise DataError(f"{file} has no column {absent}: found {', '.join(schema.names)}")
     kinds = {name: schema.field(name).type for name in COLUMNS if name in schema.names}
-    image, captions = kinds.get("image", pa.binary()), kinds.get("captions")
+    image = kinds.get("image", pa.binary())
     if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
         image = image.field("bytes").type
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
         raise DataError(f"{file}: the column image is {kinds['image']}, not binary (encoded JPEG, PNG, ...)")
-    texts = (
-        captions.value_type
-        if captions is not None and (pa.types.is_list(captions) or pa.types.is_large_list(captions))
-        else captions
-    )
-    for name, kind in (("captions", texts), ("split", kinds.get("split")), ("url", kinds.get("url"))):
-        if kind is not None and not (
-            pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-        ):
+    for name in ("captions", "caption", "split", "url"):
+        kind = kinds.get(name, pa.null())
+        if name.startswith("caption") and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            kind = kind.value_type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
             raise DataError(f"{file}: the column {name} is {kinds[name]}, not text")

@@ -41,11 +41,10 @@ def rl_arithmetic(rl: RlSettings, bag_counts: Mapping[int, int]) -> list[StageAr
         fewest, steps = bags // rl.num_workers, None
         if size in bag_counts:
             own = len(band_rows(bag_counts[size], stage.band))
-            sizes = step_sizes(own, size, rl.images_per_step, rl.num_workers)
-            fewest, steps = min(sizes.full, sizes.last) // rl.num_workers, sizes.count
+            steps = step_sizes(own, size, rl.images_per_step, rl.num_workers).count
         if fewest * size * rl.captions_per_image < micro_batches:
             raise ConfigError(
-                f"a worker's smallest share of a step is {fewest} bags x {size} images x {rl.captions_per_image} captions = "
+                f"a worker's smallest share of a full step is {fewest} bags x {size} images x {rl.captions_per_image} captions = "
                 f"{fewest * size * rl.captions_per_image} sequences, fewer than its {micro_batches} micro-batches "
                 f"({per_worker} sequences of a full step / rl.micro_batch {rl.micro_batch}): raise rl.micro_batch"
             )

@@ -22,6 +22,12 @@ class MetricsFile(TrainerCallback):
         self.path, self.updates_per_step = path, updates_per_step
         self.writer = SummaryWriter(str(events)) if events else None
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """Takes away what a killed run left of a line: the next one would be written behind it."""
+        if state.is_world_process_zero and self.path.is_file():
+            text = self.path.read_bytes()
+            os.truncate(self.path, text.rfind(b"\n") + 1)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return

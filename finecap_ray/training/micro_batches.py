@@ -47,6 +47,8 @@ def split_captions(
         image_of_row [d]       which of the n each distinct caption is of
 
     whole_images: in order of their images, and cut between images where there are as many images as parts.
+    Of fewer captions than parts, such as those of an epoch's last step, some parts hold one that counts for nothing (`share` 0):
+    every step of every worker has as many parts.
 
     workers, captions: of the whole step, whose gradients are averaged over the workers, however many captions each has.
     Of the prompt (which is the image and no more) one token is left to stand for it.
@@ -62,13 +64,14 @@ def split_captions(
     if whole_images and len(ends := image[order].bincount().cumsum(0).cpu().numpy()) >= parts:
         bounds = _between_images(ends, parts)
     made = []
-    for rows in (order[start:end] for start, end in itertools.pairwise(bounds)):
+    for start, end in itertools.pairwise(bounds):
+        rows = order[start : max(end, start + 1)] if start < len(order) else order[:1]
         part = {name: _take(value, rows, len(order)) for name, value in batch.items()}
         longest = int(lengths[rows].max())
         part |= {name: part[name][:, :longest] for name in _PER_TOKEN if part.get(name) is not None}
         part |= {name: part[name][:, -1:] for name in ("prompt_ids", "prompt_mask")}
         part |= _read_once(caption[rows], image[rows])
-        share = _share(loss_type, mask[rows], captions, int(batch["num_items_in_batch"]))
+        share = _share(loss_type, mask[rows], captions, int(batch["num_items_in_batch"])) if end > start else 0.0
         made.append(part | {"share": 1.0 if share is None else share * parts * workers})
     return made
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from finecap_ray.captioners.build import build_clipcap
 from finecap_ray.captioners.loader import check_features, load_captioner
@@ -59,7 +59,7 @@ def train_mle(job: MleJob) -> None:
         raise DataError("MLE needs captions, and no image of the training split has one")
     if job.settings.mle.evaluations and not (job.dev and any(job.dev.captions)):
         raise DataError(
-            "mle.evaluations needs images with captions in a split whose name begins with dev, and there is none: set it to 0"
+            "mle.evaluations needs images with captions in a split whose name begins with dev or val, and there is none: set it to 0"
         )
     run_workers(_worker, {"job": job}, job.settings.mle.num_workers, job.settings.resources, job.logs)
 
@@ -90,7 +90,7 @@ def mle_trainer(job: MleJob) -> CaptionTrainer:
     rows = CaptionDataset(
         job.train.features, job.train.captions, processor, settings.captioner.max_tokens, mle.word_noise
     )
-    arguments = mle_arguments(settings, str(_checkpoints(job)), len(rows))
+    arguments = mle_arguments(settings, str(_checkpoints(job.out)), len(rows))
     trainer = CaptionTrainer(model.train(), processor, arguments, rows, job.dev, mle.mapper_learning_rate)
     trainer.add_callback(MetricsFile(Path(job.out) / METRICS_FILE))
     if not settings.resources.use_gpu:
@@ -102,18 +102,21 @@ def mle_trainer(job: MleJob) -> CaptionTrainer:
 
 def run_mle(trainer: CaptionTrainer, job: MleJob) -> None:
     """Trains from the last checkpoint on, if there is one, and writes the captioner."""
-    trainer.train(resume_from_checkpoint=last_checkpoint(_checkpoints(job)))
+    trainer.train(resume_from_checkpoint=last_checkpoint(_checkpoints(job.out)))
     if trainer.is_world_process_zero():
         # Dropout on the features belongs to this stage alone.
         trainer.model.config.feature_dropout = 0.0
         trainer.model.eval().save_pretrained(job.out)
         trainer.processor.save_pretrained(job.out)
-        # A training that ended is done: nothing goes on from there.
-        shutil.rmtree(_checkpoints(job), ignore_errors=True)
 
 
-def _checkpoints(job: MleJob) -> Path:
-    return Path(job.out) / "checkpoints"
+def drop_checkpoints(out: Path) -> None:
+    """Of a training that ended, so that nothing goes on from there."""
+    shutil.rmtree(_checkpoints(out), ignore_errors=True)
+
+
+def _checkpoints(out: str | Path) -> Path:
+    return Path(out) / "checkpoints"
 
 
 def mle_arguments(settings: Settings, out: str, captions: int) -> TrainingArguments:
@@ -154,6 +157,16 @@ def mle_arguments(settings: Settings, out: str, captions: int) -> TrainingArgume
     )
 
 
+class EpochOrder(TrainerCallback):
+    """Tells an order of rows the epoch. In an epoch that several workers resume, neither transformers nor accelerate reaches it."""
+
+    def __init__(self, order: LikeLengths) -> None:
+        self._order = order
+
+    def on_epoch_begin(self, args, state, control, **unused: Any) -> None:
+        self._order.set_epoch(int(state.epoch or 0))
+
+
 class CaptionTrainer(Trainer):
     """Trains on batches of like length; its evaluation captions images greedily and measures that against people's captions."""
 
@@ -182,7 +195,9 @@ class CaptionTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: CaptionDataset | None = None) -> LikeLengths:
         rows = train_dataset or self.train_dataset
-        return LikeLengths(rows.lengths(), self.args.per_device_train_batch_size, self.args.data_seed)
+        order = LikeLengths(rows.lengths(), self.args.per_device_train_batch_size, self.args.data_seed)
+        self.add_callback(EpochOrder(order))
+        return order
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         from finecap_ray.evaluation.captions import caption_metrics

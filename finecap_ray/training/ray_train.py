@@ -14,7 +14,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from finecap_ray.config import ResourceSettings
-from finecap_ray.errors import FinecapError
+from finecap_ray.errors import DeadlineError, FinecapError
 
 
 def run_workers(
@@ -24,8 +24,12 @@ def run_workers(
     resources: ResourceSettings,
     logs: str,
 ) -> None:
-    """Runs `worker(config)` on every worker and waits. A FinecapError of a worker is raised here as itself."""
+    """Runs `worker(config)` on every worker and waits. A FinecapError of a worker is raised here as itself.
+
+    Raises DeadlineError when there is no room for the workers within `resources.start_timeout_s`.
+    """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)
     # By reference: Ray Train's controller, which passes it on, would load all model code to unpack it.
     work = ray.put((worker, config))
     trainer = TorchTrainer(
@@ -38,7 +42,12 @@ def run_workers(
             use_gpu=resources.use_gpu,
             resources_per_worker={"CPU": 1, "GPU": resources.gpus} if resources.use_gpu else None,
         ),
-        run_config=ray.train.RunConfig(storage_path=str(Path(logs).resolve()), name="ray_train"),
+        run_config=ray.train.RunConfig(
+            storage_path=str(Path(logs).resolve()),
+            name="ray_train",
+            # A training goes on from its checkpoint when the user says so. Ray would try again, without a word and an end.
+            failure_config=ray.train.FailureConfig(controller_failure_limit=0, max_preemption_failures=0),
+        ),
     )
     try:
         trainer.fit()
@@ -49,6 +58,14 @@ def run_workers(
                 if isinstance(cause, FinecapError):
                     raise cause from None
                 cause = cause.__cause__
+        reason = type(getattr(failure, "controller_failure", None)).__name__
+        if reason == "WorkerGroupStartupTimeoutError":  # which isn't public
+            workers = "a training worker" if num_workers == 1 else f"{num_workers} training workers"
+            raise DeadlineError(
+                f"no room for {workers} of {resources.asked} within resources.start_timeout_s={resources.start_timeout_s:.0f} s: "
+                "`ray status` tells what takes the rest; take fewer samplers and scorers, a smaller resources.gpu_share, or a "
+                "larger cluster"
+            ) from None
         raise
 
 

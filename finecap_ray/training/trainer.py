@@ -187,7 +187,9 @@ class BagTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         rewards = torch.from_numpy(total_reward(self._scored.components, self._weights)).view(-1, self.num_generations)
         greedy = self._scored.greedy
-        baseline = () if greedy is None else (torch.from_numpy(total_reward(greedy, self._weights)),)
+        baseline = ()
+        if greedy is not None:
+            baseline = (torch.from_numpy(total_reward(greedy, self._weights, silent=self._scored.components)),)
         advantages = self._estimator(rewards, *baseline).flatten()  # of all workers' captions
         own = slice(self._scored.first, self._scored.first + len(self._scored.rollouts))
         self._captions = len(advantages)
@@ -276,7 +278,9 @@ class BagTrainer(GRPOTrainer):
         if self._average is not None:
             self._average.load(resume_from_checkpoint, own)
         if not parts.load_trained(own, resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            # transformers' own way reads the file by the names of the modules, and some models are saved under other ones.
+            saved = type(own).from_pretrained(resume_from_checkpoint, dtype="auto")
+            own.load_state_dict(saved.state_dict())
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if isinstance(self._estimator, RunningMean) and self.args.should_save:

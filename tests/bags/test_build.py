@@ -135,3 +135,11 @@ def test_too_few_images_for_a_bag_is_an_error_with_both_numbers(bag_source, tmp_
 def test_without_a_frozen_tower_the_features_are_null(bag_source, tmp_path):
     build_bags(replace(bag_source, features=None), tmp_path, (2,), BagSettings(), seed=0)
     assert all(image.features is None for bag in read_bags(tmp_path, 2) for image in bag.images)
+
+
+def test_large_images_make_small_files(bag_source, tmp_path, monkeypatch):
+    """An Arrow array of bytes ends at 2 GiB."""
+    monkeypatch.setattr("finecap_ray.bags.build.BYTES_PER_PART", 16 * len(bag_source.images[0]))
+    manifest = build_bags(bag_source, tmp_path, (2,), BagSettings(rows_per_group=4), seed=0)
+    assert manifest["sizes"]["2"]["rows_per_part"] == 8
+    assert len(list((tmp_path / "size=2").iterdir())) == -(-manifest["sizes"]["2"]["bags"] // 8) > 2

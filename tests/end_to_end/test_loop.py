@@ -10,7 +10,7 @@ from rich.console import Console
 
 from finecap_ray.captioners import load_captioner
 from finecap_ray.config import Settings
-from finecap_ray.errors import MismatchError
+from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.pipeline import Pipeline
 from finecap_ray.progress import Narrator
 from finecap_ray.report.assemble import rebuild_report
@@ -76,9 +76,9 @@ def settings(tmp_path_factory):
     )
 
 
-def pipeline(settings) -> tuple[Pipeline, Stages]:
+def pipeline(settings, kept=()) -> tuple[Pipeline, Stages]:
     narrator = Narrator(Console(quiet=True))
-    stages = Stages(settings.run_dir, narrator.started, narrator.ended)
+    stages = Stages(settings.run_dir, narrator.started, narrator.ended, kept)
     return Pipeline(settings, stages, narrator), stages
 
 
@@ -136,6 +136,19 @@ def test_a_second_run_finds_every_stage_done(finished, settings):
     assert again.evaluation.cached
     assert all(result.cached for result in stages.results)
     assert again.summary() == finished[0].summary()
+    assert not (again.mle.folder / "checkpoints").exists()
+
+
+def test_changed_settings_of_a_finished_training_are_refused_and_nothing_is_touched(finished, settings):
+    run, _ = finished
+    files = {path: path.stat().st_mtime_ns for path in run.run_dir.rglob("*") if "logs" not in path.parts}
+    changed = settings.model_copy(update={"bags": settings.bags.model_copy(update={"near_duplicate": 0.5})})
+    with pytest.raises(
+        DataError, match=r"rl was made with other inputs \(bags.near_duplicate was 0\..*, is 0\.5; bags was "
+    ):
+        pipeline(changed, kept=("mle", "rl"))
+    assert {path: path.stat().st_mtime_ns for path in run.run_dir.rglob("*") if "logs" not in path.parts} == files
+    assert pipeline(settings, kept=("mle", "rl"))[0].rl.cached
 
 
 def train_on(run, settings, scorer):

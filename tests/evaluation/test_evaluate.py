@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finecap_ray.config import EvaluationSettings, Settings
+from finecap_ray.config import EvaluationSettings, Settings, dump_settings, load_settings
 from finecap_ray.errors import ConfigError, DataError, UnsupportedError
-from finecap_ray.evaluation.evaluate import Request, evaluate
+from finecap_ray.evaluation.evaluate import Request, default_scorers, evaluate
 from finecap_ray.evaluation.present import as_json, as_markdown, as_tables
 from finecap_ray.evaluation.sample import Captioned, DecodingSpec, caption_images, check_left_out, parse_decoding
 from finecap_ray.records import EXAMPLE_SCHEMA
@@ -180,3 +180,14 @@ def test_requests_and_files_that_do_not_fit(settings, tmp_path):
         evaluate(settings, request(tmp_path))
     with pytest.raises(DataError, match="no image of"):
         evaluate(settings, request(tmp_path, {"gone": "a cat"}))
+
+
+def test_a_run_on_other_images_lends_no_judge(tmp_path):
+    settings = load_settings("demo", [f"run_dir={tmp_path}"])
+    for name in ("judge", "scorer"):
+        (tmp_path / name).mkdir()
+    assert default_scorers(settings, None) == (None, None)  # no run has been here
+    (tmp_path / "config.yaml").write_text(dump_settings(settings))
+    assert default_scorers(settings, None) == (str(tmp_path / "judge"), str(tmp_path / "scorer"))
+    other = load_settings("demo", [f"run_dir={tmp_path}", "data.examples=photos"])
+    assert default_scorers(other, None) == (None, None)

@@ -40,3 +40,10 @@ def test_the_sum_is_weighted_and_a_caption_without_a_signal_is_average():
     assert total.tolist() == pytest.approx([-2 + 0.1, -4 + 0.2, -6 + 0.15])
     assert total.dtype == np.float32
     assert total_reward({"cider": np.full(2, np.nan)}, {"cider": 1.0}).tolist() == [0, 0]
+
+
+def test_an_image_without_a_signal_gets_none_from_a_greedy_baseline():
+    sampled, greedy = {"cider": np.array([0.2, 0.4, np.nan, np.nan])}, {"cider": np.array([0.5, np.nan])}
+    rewards = total_reward(sampled, {"cider": 0.5}).reshape(2, 2)
+    baseline = total_reward(greedy, {"cider": 0.5}, silent=sampled)
+    assert (rewards - baseline[:, None]).tolist() == [pytest.approx([-0.15, -0.05]), [0, 0]]

@@ -48,6 +48,7 @@ def test_a_killed_job_redoes_the_files_that_are_not_there(ray_session, rows, emo
     np.testing.assert_allclose(matrix, emoji.features[some], atol=2e-2, rtol=1e-2)
     with pytest.raises(DataError, match=f"1 images have no features, such as {re.escape(emoji.image_ids[9])}"):
         features.matrix(emoji.image_ids[:10])
+    assert features.matrix([]).shape == (0, 0)
 
     # Killed: two files are there, one is half written, and there is no manifest.
     (out / "manifest.json").unlink()

@@ -1,14 +1,15 @@
 """Scorers whose towers train in part or whole, or whose head sees the tower's last map: EfficientNet-lite0 on a few images."""
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from finecap_ray.config import JudgeSettings, ScorerSettings, TowerSettings
 from finecap_ray.errors import ConfigError
 from finecap_ray.scorers.images import CaptionedFeatures, ImageTable, fold_standardisation
 from finecap_ray.scorers.scorer import WEIGHTS_FILE, load_scorer
-from finecap_ray.scorers.tower import check_trained_tower
+from finecap_ray.scorers.tower import FrozenTower, check_tower, check_trained_tower, load_tower
 from finecap_ray.scorers.train import _build, train_scorer
 
 SIZES = {"epochs": 2, "batch_size": 10, "embed_dim": 32, "tower_learning_rate": 1e-3}
@@ -88,3 +89,46 @@ def test_a_tower_without_a_map_or_groups_is_refused(model, changes, message):
 def test_text_layers_are_those_of_a_pretrained_tower():
     with pytest.raises(ValueError, match="text_layers=1 is for text=minilm or smollm2"):
         JudgeSettings(text_layers=1)
+
+
+def test_without_dev_images_a_scorer_is_trained_and_has_no_warrant(plain_tower, seen, tmp_path):
+    for pooling in ("pooled", "spatial"):
+        settings = ScorerSettings(pooling=pooling, **SIZES)
+        facts = train_scorer(settings, plain_tower, seen.rows(range(20)), seen.rows([]), tmp_path / pooling)
+        assert facts["images"] == 20 and not any(name.startswith("recall") for name in facts)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """Settings of a tower that pools by its class token, with weights that timm saved beside a classifier."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("vit") / "vit.safetensors"
+    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), file)
+    return TowerSettings(model="test_vit", weights=str(file), image_size=160)
+
+
+def test_a_scorer_sees_of_images_what_it_saw_of_features_whatever_its_tower_pools(vit, emoji, tmp_path):
+    check_tower(vit)
+    tower = load_tower(vit)
+    features = CaptionedFeatures(tower.embed(emoji.images[:12]), emoji.captions[:12])
+    train_scorer(ScorerSettings(**SIZES), tower, features, features.rows([]), tmp_path)
+    scorer = load_scorer(tmp_path)
+    torch.testing.assert_close(
+        scorer.embed_images(emoji.images[:12]), scorer.project_features(features.features), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_a_tower_sees_images_as_it_was_trained_to(vit, plain_tower):
+    expected = timm.create_model("resnet18", pretrained=False).default_cfg
+    assert expected["mean"] != plain_tower.mean == (0.5, 0.5, 0.5)
+    tower = FrozenTower("resnet18", timm.create_model("resnet18", pretrained=False, num_classes=0), 64)
+    assert (tower.mean, tower.std) == (expected["mean"], expected["std"])
+    assert tower.preprocess.transforms[-1].mean == expected["mean"]
+
+
+def test_weights_of_another_tower_are_refused(vit, tmp_path):
+    with pytest.raises(ConfigError, match=r"doesn't hold tower\.model=resnet18: \d+ of \d+ weights are absent"):
+        check_tower(vit.model_copy(update={"model": "resnet18"}))
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(ConfigError, match="can't be read as safetensors"):
+        check_tower(vit.model_copy(update={"weights": str(tmp_path / "text.safetensors")}))

@@ -16,7 +16,7 @@ from finecap_ray.config import ServeSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, MismatchError
 from finecap_ray.scorers.tower import load_tower
 from finecap_ray.sources import read_examples
-from serve.start import deploy, take_down
+from serve.start import check_port, deploy, take_down
 
 MAX_TOKENS = 8
 MAX_IMAGE_BYTES = 200_000
@@ -220,3 +220,12 @@ def test_the_settings_of_the_run_are_found(tmp_path):
     assert run_settings(captioner, None, ["serve.port=8123"]).serve.port == 8123
     assert run_settings(captioner, "demo").tower == TowerSettings()
     assert run_settings("/captioner", None).tower == TowerSettings()
+
+
+def test_a_port_of_another_program_is_refused():
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
+        port = other.getsockname()[1]
+        taken = Settings(serve=ServeSettings(port=port))
+        with pytest.raises(ConfigError, match=rf"can't serve at 127\.0\.0\.1:{port} \(Address already in use"):
+            check_port(taken)
+    check_port(taken)

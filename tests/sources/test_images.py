@@ -5,9 +5,9 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from finecap_ray.sources.images import ORIENTATION, BadImageError, usable_image
+from finecap_ray.sources.images import BadImageError, usable_image
 
 
 def encode(image, format, **options):
@@ -77,7 +77,9 @@ def test_large_images_shrink_to_the_longest_side_and_small_ones_never_grow():
 
 def test_a_photo_taken_on_its_side_is_put_upright():
     exif = Image.Exif()
-    exif[ORIENTATION] = 6  # stored lying, to be shown turned by 90 degrees clockwise: left goes to the top
+    exif[ExifTags.Base.Orientation] = (
+        6  # stored lying, to be shown turned by 90 degrees clockwise: left goes to the top
+    )
     made, reencoded = usable_image(encode(half_red_half_blue(), "JPEG", exif=exif), longest_side=None, jpeg_quality=95)
     assert reencoded and Image.open(io.BytesIO(made)).size == (20, 40)
     np.testing.assert_allclose(pixel(made, (10, 5)), (255, 0, 0), atol=12)

@@ -345,3 +345,22 @@ def test_an_import_that_did_not_end_is_no_examples(folder, tmp_path):
     (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(DataError, match="didn't end"):
         read_examples(str(tmp_path / "out"))
+
+
+def test_folders_named_after_splits_are_the_splits(tmp_path):
+    for number, split in enumerate(["train", "val", "test"]):
+        (tmp_path / "in" / split).mkdir(parents=True)
+        (tmp_path / "in" / split / "a.png").write_bytes(picture(number))
+    report, rows = run(tmp_path / "in", tmp_path / "out")
+    assert report.splits == {"test": 1, "train": 1, "val": 1}
+    assert rows["val/a.png"]["split"] == "val"
+    (tmp_path / "in" / "b.png").write_bytes(picture(3))  # in none of them
+    assert run(tmp_path / "in", tmp_path / "again")[0].splits == {"train": 4}
+
+
+def test_parquet_whose_captions_are_called_caption(tmp_path):
+    rows = pa.table({"image_id": ["a", "b"], "image": [picture(0), picture(1)], "caption": ["a patch", None]})
+    pq.write_table(rows, tmp_path / "in.parquet")
+    report, found = run(tmp_path / "in.parquet", tmp_path / "out")
+    assert {image_id: row["captions"] for image_id, row in found.items()} == {"a": ["a patch"], "b": []}
+    assert report.without_captions == 1

@@ -134,3 +134,17 @@ def test_the_mean_over_workers_with_uneven_shares_is_the_loss_of_the_step(batch,
         made = split_captions(own, IMAGES[rows] - IMAGES[rows][0], parts, loss_type, workers=2, captions=6)
         of_worker.append(sum(loss(part, loss_type, parts, workers=2) * part["share"] for part in made))
     assert sum(of_worker).item() / 2 == pytest.approx(loss(batch, loss_type, 1, 1).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss_type", ["dr_grpo", "grpo", "bnpo", "dapo"])
+def test_of_fewer_captions_than_parts_some_parts_count_for_nothing(batch, loss_type):
+    parts = split_captions(batch, IMAGES, 8, loss_type, **ALONE)
+    assert [len(part["advantages"]) for part in parts] == [1] * 8
+    counting = [part for part in parts if part["share"]]
+    assert sorted(part["advantages"].item() for part in counting) == list(range(6))
+    alone = split_captions(batch, IMAGES, 6, loss_type, **ALONE)
+    if loss_type != "dapo":  # whose loss TRL has divided by the tokens of the whole step
+        assert sum(part["share"] for part in counting) == pytest.approx(8)
+    assert [part["share"] / len(parts) for part in counting] == pytest.approx(
+        [part["share"] / (len(parts) if loss_type == "dapo" else len(alone)) for part in alone]
+    )

@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from finecap_ray.captioners import load_captioner
 from finecap_ray.config import CaptionerSettings, MleSettings, ResourceSettings, Settings
 from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.training.caption_rows import CaptionDataset, LikeLengths
+from finecap_ray.training.logs import MetricsFile
 from finecap_ray.training.metrics_file import read_metrics
-from finecap_ray.training.mle import METRICS_FILE, CaptionedImages, MleJob, mle_trainer, run_mle, train_mle
+from finecap_ray.training.mle import METRICS_FILE, CaptionedImages, EpochOrder, MleJob, mle_trainer, run_mle, train_mle
 
 COLOURS, THINGS = ("red", "green", "blue", "black"), ("car", "dog", "hat", "tree", "boat")
 
@@ -131,7 +132,6 @@ def test_the_weights_with_the_best_dev_cider_are_the_result(tmp_path):
     run_mle(mle_trainer(own), own)
     seen = [row["eval_CIDEr"] for row in read_metrics(tmp_path / "then" / "mle" / METRICS_FILE) if "eval_CIDEr" in row]
     assert len(seen) == 7 and max(seen) > seen[-1]
-    assert not (tmp_path / "then" / "mle" / "checkpoints").exists()
     again = mle_trainer(own)
     again.model.load_state_dict(weights(own.out))
     assert again.evaluate()["eval_CIDEr"] == pytest.approx(max(seen))
@@ -185,3 +185,21 @@ def test_evaluations_need_captions_of_dev_images(tmp_path):
         DataError, match=r"mle\.evaluations needs images with captions in a split whose name begins with dev"
     ):
         train_mle(replace(own, dev=None))
+
+
+def test_an_order_learns_the_epoch_that_a_training_resumes():
+    order = LikeLengths([3] * 20, batch_size=4, seed=0)
+    order.set_epoch(2)
+    third = list(order)
+    order.set_epoch(0)
+    EpochOrder(order).on_epoch_begin(None, TrainerState(epoch=2.4), None)
+    assert list(order) == third
+
+
+def test_a_line_that_a_killed_run_left_half_is_taken_away(tmp_path):
+    path = tmp_path / METRICS_FILE
+    path.write_text('{"step": 1}\n{"step": 2, "rew')
+    file, state = MetricsFile(path), TrainerState(global_step=2, is_world_process_zero=True)
+    file.on_train_begin(None, state, None)
+    file.on_log(None, state, None, {"reward": 0.5})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2, "reward": 0.5}]

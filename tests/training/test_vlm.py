@@ -32,9 +32,12 @@ VISION_LORA = {
 def train(vlm, versions, tmp_path):
     """A function that trains for some steps and returns the trainer."""
 
-    def go(images=vlm.images, **changes):
+    def go(images=vlm.images, resume_from=None, **changes):
         rl = RlSettings(
-            images_per_step=4, captions_per_image=3, micro_batch=6, learning_rate=1e-3, drift_bound=DRIFT, **changes
+            images_per_step=4,
+            captions_per_image=3,
+            micro_batch=6,
+            **{"learning_rate": 1e-3, "drift_bound": DRIFT, "save_every": 1} | changes,
         )
         model, processor = load_captioner(vlm.folder)
         family = family_of(model.config, processor)
@@ -63,7 +66,7 @@ def train(vlm, versions, tmp_path):
             estimator=leave_one_out,
             callbacks=[],
         )
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume_from)
         return trainer
 
     return go
@@ -115,3 +118,17 @@ def test_an_image_swapped_before_the_sampler_stops_the_run(vlm, train):
     """Pictures of other sizes have other prompts."""
     with pytest.raises(MismatchError, match="image 'picture 0' came with a prompt of"):
         train(images=vlm.images[::-1])
+
+
+def test_a_resumed_run_goes_on_from_the_weights_of_its_checkpoint(vlm, train, tmp_path):
+    """A learning rate of 0 leaves them as they are, whatever names they are saved under."""
+    whole = train()
+    folder = tmp_path / "run" / f"checkpoint-{STEPS - 1}"
+    saved, _ = load_captioner(folder)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (folder / name).unlink()
+    resumed = train(resume_from=str(folder), learning_rate=0.0)
+    after, expected = merged_weights(resumed.model), saved.state_dict()
+    assert resumed.state.global_step == STEPS
+    assert all(torch.equal(after[name], tensor) for name, tensor in expected.items())
+    assert not all(torch.equal(tensor, expected[name]) for name, tensor in merged_weights(whole.model).items())

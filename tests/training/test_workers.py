@@ -189,3 +189,12 @@ def test_a_worker_that_is_late_is_named_and_what_the_first_meets_is_raised_as_it
 ):
     with pytest.raises(error, match=message):
         run_workers(share_a_step, {"late_s": late_s}, 2, resources, str(Path(tmp_path) / "logs"))
+
+
+def test_workers_that_find_no_room_are_told_of_in_time(ray_session, resources, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")  # restored afterwards
+    few = resources.model_copy(update={"start_timeout_s": 2})
+    with pytest.raises(
+        DeadlineError, match=r"no room for 99 training workers of 1 CPU within resources.start_timeout_s=2 s"
+    ):
+        run_workers(print, {}, 99, few, str(tmp_path / "logs"))

@@ -1,0 +1,43 @@
+"""What a picture looks like does not depend on how it was stored."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from finecap_ray.errors import DataError
+from finecap_ray.images import decode_image
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_a_photo_that_lies_is_turned_upright():
+    lying = Image.new("RGB", (40, 20), "blue")
+    lying.paste("red", (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be shown turned by 90 degrees clockwise: left goes to the top
+    upright = decode_image(encoded(lying, "JPEG", exif=exif))
+    assert upright.size == (20, 40)
+    assert upright.getpixel((10, 5))[0] > 200 and upright.getpixel((10, 35))[2] > 200
+    assert decode_image(encoded(lying, "JPEG")).size == (40, 20)
+
+
+def test_of_16_bits_the_high_byte_is_the_picture():
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    found = np.asarray(decode_image(encoded(Image.fromarray(ramp), "PNG")))
+    assert np.array_equal(found[..., 0], ramp // 256)
+
+
+def test_transparent_parts_become_white():
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert decode_image(encoded(image, "PNG")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_pixels_of_unknown_range_are_refused():
+    with pytest.raises(DataError, match="floating-point numbers of unknown range"):
+        decode_image(encoded(Image.new("F", (4, 4)), "TIFF"))
