@@ -232,7 +232,7 @@ class EvaluationSettings(Section):
     more_bag_sizes: tuple[int, ...] = ()
     """Further sizes, of the same splits: their numbers stand beside the headline's."""
     groups: dict[str, str] = Field({"seen": "test_seen", "unseen": "test_unseen"})
-    """Name of a group -> split it is mined on; all groups together are the whole."""
+    """Name of a group -> split it is mined on; all groups together are the `whole`."""
     bootstrap_samples: int = Field(2000, ge=100)
     report_bags: int = Field(500, ge=1)
     """Most bags that a report shows."""
@@ -261,6 +261,13 @@ class EvaluationSettings(Section):
     def bag_sizes(self) -> tuple[int, ...]:
         """The headline's first."""
         return tuple(dict.fromkeys((self.bag_size, *self.more_bag_sizes)))
+
+    @field_validator("groups")
+    @classmethod
+    def _groups_have_names_of_their_own(cls, groups: dict[str, str]) -> dict[str, str]:
+        if not groups or "whole" in groups:
+            raise ValueError("name a group or more, none of them `whole`, which is all of them together")
+        return groups
 
 
 class ResourceSettings(Section):

@@ -5,9 +5,19 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from finecap_ray.errors import DataError
+
+_TURNED_BY = {  # EXIF orientation, of which 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -23,10 +33,11 @@ def decode_image(data: bytes) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """A loaded image turned as its EXIF orientation says; the image itself where that says nothing, or can't be read."""
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
         return image  # damaged metadata around whole pixels: nearly anything may be raised
-    return ImageOps.exif_transpose(image) if turned else image
+    # Not ImageOps.exif_transpose: it writes the metadata anew, and dies of a damaged tag.
+    return image.transpose(_TURNED_BY[orientation]) if orientation in _TURNED_BY else image
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -62,7 +62,7 @@ class Pipeline:
         self.logs = str(self.run_dir / "logs")
         if rehearsal := stages.rehearsal():
             rehearsed = copy(self)
-            rehearsed.stages = rehearsal
+            rehearsed.stages, rehearsed.examples = rehearsal, self.examples  # which are read for their digest once
             _ = rehearsed.rl
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
@@ -266,7 +266,8 @@ class Pipeline:
             facts = work_within(training, self.settings.resources, f"the process of the {name}", "train it")
             if facts["tower_digest"] not in ("", self.features.tower_digest):
                 raise MismatchError(
-                    f"features were made by tower {self.features.tower_digest}, the scorer was built on {facts['tower_digest']}"
+                    f"features were made by tower {self.features.tower_digest}, the scorer was built on {facts['tower_digest']}: "
+                    f"remove {self.features.folder}, and they are made again"
                 )
 
         result = self.stages.run(name, {"features": self._features.digest, "scorer": scorer.model_dump()}, work)

@@ -82,7 +82,7 @@ class Stages:
     def rehearsal(self) -> Rehearsal | None:
         """None where no kept stage was begun, so that none can be refused."""
         begun = any(self._state(self.root / name) for name in self.kept)
-        return Rehearsal(self.root, lambda _: None, lambda _: None, self.kept) if begun else None
+        return Rehearsal(self.root, self.kept) if begun else None
 
     def _state(self, folder: Path) -> dict[str, Any]:
         path = folder / STAGE_FILE
@@ -97,7 +97,11 @@ class Stages:
 class Rehearsal(Stages):
     """The stages of a run folder without their work: what `run` would refuse is refused before anything is changed."""
 
-    _changed: tuple[str, ...] = ()
+    def __init__(self, root: str | Path, kept: Collection[str]) -> None:
+        super().__init__(root, lambda _: None, lambda _: None, kept)
+        self._changed: dict[
+            str, list[str]
+        ] = {}  # digest of a stage that would be made anew -> what changed in it or before it
 
     def run(self, name: str, inputs: dict[str, Any], work: Callable[[Path], None]) -> StageResult:
         """Nothing is done or written. Raises DataError as Stages does, naming what changed in the stages before as well."""
@@ -105,9 +109,15 @@ class Rehearsal(Stages):
         inputs, digest = _with_digest(name, inputs)
         state = self._state(folder)
         if state and state["digest"] != digest:
-            self._changed = (*self._changed, *_differences(state["inputs"], inputs))
+            before = [one for _, leaf in _leaves(inputs) for one in self._changed.get(str(leaf), ())]
+            own = [
+                one
+                for one in _differences(state["inputs"], inputs)
+                if not any(one.endswith(f"is {changed}") for changed in self._changed)
+            ]
+            self._changed[digest] = list(dict.fromkeys([*before, *own]))
             if name in self.kept:
-                raise _refused(folder, self._changed)
+                raise _refused(folder, self._changed[digest])
         return StageResult(name, folder, digest, 0.0, cached=True)
 
 

@@ -26,12 +26,15 @@ def start_service(settings: Settings, checkpoint: str) -> None:
         url = deploy(settings, checkpoint)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a stack trace
         print(f"captions at {url}   page {url}/   health {url}/healthz   Ctrl-C stops", flush=True)
-        while True:
-            time.sleep(3600)
+        try:
+            while True:
+                time.sleep(3600)
+        finally:
+            print("stopping", flush=True)
+            take_down()
     except KeyboardInterrupt:
-        print("stopping", flush=True)
+        pass  # what runs by then was taken down
     finally:
-        take_down()
         ray.shutdown()
 
 
@@ -54,7 +57,11 @@ def deploy(settings: Settings, checkpoint: str) -> str:
     facts = get_within(reading, settings.resources.start_timeout_s, late)
     target = serve.RunTarget(build_application(settings, captioner, facts), name=APPLICATION)
     serve.run_many([target], wait_for_applications_running=False)
-    _wait_until_running(deadline, settings)
+    try:
+        _wait_until_running(deadline, settings)
+    except BaseException:
+        take_down()  # not before: in a cluster that others use, the application there was is theirs
+        raise
     return f"http://{settings.serve.host}:{settings.serve.port}"
 
 
@@ -74,7 +81,7 @@ def check_port(settings: Settings) -> None:
     """Serve would share a port with any program that lets it (SO_REUSEPORT), another service too: each answers some requests."""
     host, port = settings.serve.host, settings.serve.port
     try:
-        socket.create_server((host, port)).close()
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         raise ConfigError(
             f"can't serve at {host}:{port} ({error.strerror}): choose another serve.port or serve.host"

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, TiffTags
 
 from finecap_ray.errors import DataError
 from finecap_ray.images import decode_image
@@ -25,6 +25,25 @@ def test_a_photo_that_lies_is_turned_upright():
     assert upright.size == (20, 40)
     assert upright.getpixel((10, 5))[0] > 200 and upright.getpixel((10, 35))[2] > 200
     assert decode_image(encoded(lying, "JPEG")).size == (40, 20)
+
+
+def test_a_damaged_tag_beside_the_orientation_does_no_harm():
+    """A resolution that is text: Pillow can't write it again, which ImageOps.exif_transpose does."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[ExifTags.Base.XResolution] = TiffTags.ASCII
+    tags[ExifTags.Base.Orientation], tags[ExifTags.Base.XResolution] = 6, "no number"
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + tags.tobytes(8)
+    assert decode_image(encoded(Image.new("RGB", (40, 20)), "JPEG", exif=exif)).size == (20, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows(orientation):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = encoded(image, "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
+    assert np.array_equal(np.asarray(decode_image(stored)), np.asarray(expected))
 
 
 def test_of_16_bits_the_high_byte_is_the_picture():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from transformers import CohereConfig, Gemma2Config, PhiConfig
 
 from finecap_ray.config import load_settings
 from finecap_ray.errors import ConfigError, DataError, MismatchError, UnsupportedError
@@ -58,3 +59,25 @@ def test_without_a_hub_a_name_is_refused_before_ray_starts(tmp_path):
     )
     assert done.stdout.endswith("2 False\n")
     assert "captioner.decoder: there is no folder 'gpt2'" in done.stderr and "reaches no model hub" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (
+            PhiConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50),
+            "a bias of its output layer",
+        ),
+        (CohereConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50), "logit_scale"),
+        (
+            Gemma2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50),
+            "final_logit_softcapping",
+        ),
+    ],
+    ids=["phi", "cohere", "gemma2"],
+)
+def test_a_decoder_whose_head_is_more_than_a_matrix_is_refused(config, what, tmp_path):
+    """It would be trained without the rest, and sampled with it."""
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match=f"with {what}: a ClipCap's output layer is one matrix"):
+        check_models(load_settings("demo", [f"captioner.decoder={tmp_path}"]))

@@ -85,7 +85,7 @@ def test_a_rehearsal_refuses_what_a_run_would_and_names_what_changed_before_it(t
     assert own.rehearsal() is None
     run(own, 2)
     run(own.rehearsal(), 2)
-    with pytest.raises(DataError, match=r"rl was made with other inputs \(size was 2, is 3; bags was \w+, is \w+\)"):
+    with pytest.raises(DataError, match=r"rl was made with other inputs \(size was 2, is 3\): "):
         run(own.rehearsal(), 3)
     assert [(tmp_path / name / "work").read_text() for name in ("bags", "rl")] == ["x", "x"]
     assert stages(tmp_path).rehearsal() is None

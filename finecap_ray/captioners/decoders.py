@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -49,6 +50,19 @@ def check_decoder(name: str) -> None:
         ) from None
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedError(f"captioner.decoder: {name!r} is a {config.model_type}, no causal language model")
+    with torch.device("meta"):
+        head = AutoModelForCausalLM.from_config(config).get_output_embeddings()
+    more = [
+        one
+        for one in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        if getattr(config, one, None) not in (None, 1)
+    ]
+    more += ["a bias of its output layer"] if getattr(head, "bias", None) is not None else []
+    if more:
+        raise UnsupportedError(
+            f"captioner.decoder: {name!r} is a {config.model_type} with {' and '.join(more)}: a ClipCap's output layer is one matrix, "
+            "and the sampler's would be more"
+        )
 
 
 def architecture(name: str) -> PreTrainedConfig:

@@ -23,7 +23,7 @@ from finecap_ray.bags.stream import read_bags
 from finecap_ray.cluster import get_within, work_within
 from finecap_ray.config import ResourceSettings, Settings
 from finecap_ray.evaluation.captions import caption_metrics, text_statistics
-from finecap_ray.evaluation.judging import BagReply, Judge
+from finecap_ray.evaluation.judging import SAME_SCORER, BagReply, Judge
 from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.retrieval import bootstrap_gain_interval, bootstrap_interval
 from finecap_ray.records import Bag, BagImage, Rollout
@@ -80,7 +80,9 @@ def evaluate_run(
         results[size] = {group: _group(settings, members_of, replies) for group, members_of in groups.items()}
         start += len(own)
     headline = results[settings.evaluation.bag_size]
+    same = digests["judge"] == digests["reward scorer"]
     summary = {
+        "warnings": [SAME_SCORER.format(digest=digests["judge"])] if same else [],
         "bags": headline[WHOLE]["bags"],
         "bag_size": settings.evaluation.bag_size,
         "recall_at_1": headline[WHOLE]["recall_at_1"],
@@ -197,13 +199,18 @@ def _ask(
     )
     starting = [actor.facts.remote() for actor in actors.values()]
     facts = dict(zip(actors, get_within(starting, resources.start_timeout_s, late), strict=True))
-    replies = {}
+    shown, replies = [], {}
     for name, actor in actors.items():
         own_tower = facts[name].tower_digest == tower
-        actor.show.remote(ids, None if own_tower else [one.image for one in images], features if own_tower else None)
+        shown.append(
+            actor.show.remote(
+                ids, None if own_tower else [one.image for one in images], features if own_tower else None
+            )
+        )
         replies[name] = actor.judge_bags.remote(candidates, bags)
-    answers = work_within(list(replies.values()), resources, " and ".join(replies), f"judge {len(bags)} bags")
-    return dict(zip(replies, answers, strict=True)), {name: own.digest for name, own in facts.items()}
+    # What couldn't be shown is the error to tell.
+    answers = work_within([*shown, *replies.values()], resources, " and ".join(replies), f"judge {len(bags)} bags")
+    return dict(zip(replies, answers[len(shown) :], strict=True)), {name: own.digest for name, own in facts.items()}
 
 
 def _sample(

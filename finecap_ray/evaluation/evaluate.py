@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from finecap_ray.cluster import absolute, connect, get_within, work_within
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.evaluation.caption_files import read_captions, read_references
-from finecap_ray.evaluation.judging import Judge, JudgeFacts
+from finecap_ray.evaluation.judging import SAME_SCORER, Judge, JudgeFacts
 from finecap_ray.evaluation.pools import PoolSet, find_pools
 from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.sample import Captioned, caption_images, parse_decoding
@@ -37,7 +38,6 @@ NO_JUDGE = (
 )
 NO_IMAGES = "no images were given with the references, so nothing says whether captions tell images apart"
 SEVERAL = "{count} of {images} images have several captions: the caption metrics and CLIPScore are those of the first"
-SAME_SCORER = "the judge is the reward scorer ({digest}): a caption that fools one fools the other; give another judge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,14 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
         human = {row["image_id"]: list(row["captions"]) for row in rows if row["captions"]}
         answers = {}
         for name, actor in actors.items():
-            _show(actor, facts[name], shown, sampled)
-            answers[name] = actor.answer.remote(given, human, pools, evaluation.bootstrap_samples, settings.seed)
+            answers[name] = [
+                _show(actor, facts[name], shown, sampled),  # whose error is the one to tell
+                actor.answer.remote(given, human, pools, evaluation.bootstrap_samples, settings.seed),
+            ]
         metrics = _text_metrics(settings, given, rows)
-        answers = {name: work_within(own, settings.resources, f"the {name}", "judge") for name, own in answers.items()}
+        answers = {
+            name: work_within(own, settings.resources, f"the {name}", "judge")[1] for name, own in answers.items()
+        }
     finally:
         for actor in actors.values():
             ray.kill(actor)
@@ -197,19 +201,30 @@ def default_scorers(settings: Settings, captioner: str | None) -> tuple[str | No
 
 def _run_on(settings: Settings) -> Path | None:
     """The run folder of the settings, where it holds a run on their examples."""
-    folder, examples = Path(absolute(settings.run_dir)), settings.data.examples
-    made_with = folder / "config.yaml"
-    return folder if made_with.is_file() and read_tree(made_with)["data"]["examples"] == examples else None
+    folder = Path(absolute(settings.run_dir))
+    if not (folder / "config.yaml").is_file():
+        return None
+    made_with = (read_tree(folder / "config.yaml").get("data") or {}).get("examples", "")
+    return folder if absolute(made_with) == absolute(settings.data.examples) else None
 
 
 def find_all_pools(
     settings: Settings, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
 ) -> tuple[list[PoolSet], dict[str, int]]:
-    """The pools of every specification in evaluation.against, and what was left out by reason."""
+    """The pools of every specification in evaluation.against, and what was left out by reason.
+
+    Where two specifications give pools of one name, such as two files of bags of five, theirs stand before it.
+    """
     ids, more = ([row["image_id"] for row in part] for part in (rows, others))
-    found = [find_pools(one, ids, settings.seed, more) for one in settings.evaluation.against]
-    left_out = {reason: count for one in found for reason, count in one.left_out.items()}
-    return [own for one in found for own in one.sets], left_out
+    found = {one: find_pools(one, ids, settings.seed, more) for one in settings.evaluation.against}
+    left_out = sum((Counter(one.left_out) for one in found.values()), Counter())
+    named = Counter(own.name for one in found.values() for own in one.sets)
+    sets = [
+        own if named[own.name] == 1 else replace(own, name=f"{spec}: {own.name}")
+        for spec, one in found.items()
+        for own in one.sets
+    ]
+    return sets, dict(left_out)
 
 
 def _examples(settings: Settings, request: Request, given: Mapping[str, Sequence[str]] | None) -> _Images:
@@ -265,13 +280,12 @@ def _sample(settings: Settings, rows: list[dict[str, Any]], checkpoint: str, dec
     )
 
 
-def _show(actor, facts: JudgeFacts, rows: list[dict[str, Any]], sampled: Captioned | None) -> None:
+def _show(actor, facts: JudgeFacts, rows: list[dict[str, Any]], sampled: Captioned | None) -> ray.ObjectRef:
     """The images, as features where the captioner's tower is the scorer's own: they are there already."""
     ids = [row["image_id"] for row in rows]
     if sampled is not None and sampled.tower_digest is not None and facts.tower_digest == sampled.tower_digest:
-        actor.show.remote(ids, None, np.stack([sampled.features[image_id] for image_id in ids]))
-    else:
-        actor.show.remote(ids, [row["image"] for row in rows], None)
+        return actor.show.remote(ids, None, np.stack([sampled.features[image_id] for image_id in ids]))
+    return actor.show.remote(ids, [row["image"] for row in rows], None)
 
 
 def _text_metrics(

@@ -16,6 +16,8 @@ from finecap_ray.evaluation.pools import PoolSet
 from finecap_ray.evaluation.ranking import Places, place_captions, retrieval_numbers
 from finecap_ray.rewards.self_retrieval import better_and_tied
 
+SAME_SCORER = "the judge is the reward scorer ({digest}): a caption that fools one fools the other; give another judge"
+
 
 @dataclass(frozen=True, slots=True)
 class JudgeFacts:

@@ -20,6 +20,8 @@ _IRREGULAR = {
     **{"men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse", "geese": "goose"},
     **{"feet": "foot", "teeth": "tooth", "knives": "knife", "wolves": "wolf", "loaves": "loaf", "calves": "calf"},
     **{"buses": "bus", "scissors": "scissors", "skis": "ski", "policemen": "policeman", "firemen": "fireman"},
+    **{"taxis": "taxi", "canoes": "canoe", "shoes": "shoe", "toes": "toe", "cookies": "cookie", "neckties": "necktie"},
+    **{"collies": "collie", "minibuses": "minibus", "semis": "semi", "tvs": "tv"},
     **{"fishermen": "fisherman", "leaves": "leaf", "shelves": "shelf", "scarves": "scarf", "halves": "half"},
 }
 _SINGULAR_IN_S = ("ss", "us", "is")

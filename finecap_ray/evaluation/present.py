@@ -76,7 +76,8 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         gained = f"{100 * gain:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
         rows.append((name, str(group["bags"]), *(cell(group, system) for system in ("mle", "rl", "human")), gained))
     columns = (f"R@1 % in bags of {summary['bag_size']}", "bags", "MLE", "RL", "human captions", "gain, points")
-    return "\n".join(_markdown_table(columns, rows))
+    warnings = [f"> **warning**: {text}\n" for text in summary.get("warnings", ())]
+    return "\n".join([*warnings, *_markdown_table(columns, rows)])
 
 
 def as_tables(results: Mapping[str, Any]) -> list[Table | str]:

@@ -59,6 +59,7 @@ def write_report(
         title=title,
         version=__version__,
         runs=runs,
+        warnings=list(dict.fromkeys(text for run in runs for text in run.summary.get("warnings", ()))),
         recall=[row for run in runs for row in recall_rows(run.name, run.summary)],
         caption_names=names,
         caption_rows=caption_rows(captioners),

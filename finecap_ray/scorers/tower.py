@@ -119,7 +119,7 @@ def load_tower(settings: TowerSettings) -> FrozenTower:
 def _fitting(settings: TowerSettings, model: torch.nn.Module) -> list[str]:
     """Names of the tower's weights in the file, whose classifier is left out. Raises ConfigError where it holds others."""
     own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    classifiers = model.default_cfg.get("classifier", ())
+    classifiers = model.default_cfg.get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
     try:
         with safe_open(settings.weights, "pt") as file:

@@ -9,7 +9,7 @@ import pytest
 
 from finecap_ray.config import EvaluationSettings, Settings, dump_settings, load_settings
 from finecap_ray.errors import ConfigError, DataError, UnsupportedError
-from finecap_ray.evaluation.evaluate import Request, default_scorers, evaluate
+from finecap_ray.evaluation.evaluate import Request, default_scorers, evaluate, find_all_pools
 from finecap_ray.evaluation.present import as_json, as_markdown, as_tables
 from finecap_ray.evaluation.sample import Captioned, DecodingSpec, caption_images, check_left_out, parse_decoding
 from finecap_ray.records import EXAMPLE_SCHEMA
@@ -191,3 +191,20 @@ def test_a_run_on_other_images_lends_no_judge(tmp_path):
     assert default_scorers(settings, None) == (str(tmp_path / "judge"), str(tmp_path / "scorer"))
     other = load_settings("demo", [f"run_dir={tmp_path}", "data.examples=photos"])
     assert default_scorers(other, None) == (None, None)
+
+
+def test_two_files_of_bags_are_told_apart_and_what_each_leaves_out_is_counted(tmp_path):
+    rows = [{"image_id": name} for name in "abcd"]
+    for name, bags in (("one", [["a", "b"], ["a", "x"], ["y", "b"]]), ("two", [["c", "d"], ["c", "z"]])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(bags))
+    files = [f"bags:{tmp_path / name}.json" for name in ("one", "two")]
+    settings = load_settings("demo", [f"evaluation.against={json.dumps(files)}"])
+    sets, left_out = find_all_pools(settings, rows, [])
+    assert [own.name for own in sets] == [f"{file}: bags of 2" for file in files]
+    assert list(left_out.values()) == [3]
+
+
+def test_a_group_has_a_name_of_its_own():
+    for groups in ("{whole: test}", "{}"):
+        with pytest.raises(ConfigError, match="none of them `whole`"):
+            load_settings("demo", [f"evaluation.groups={groups}"])

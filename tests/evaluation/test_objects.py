@@ -63,6 +63,10 @@ def test_captions_without_references_cannot_be_judged():
         ("buses", "bus"),
         ("glass", "glass"),
         ("ties", "tie"),
+        ("taxis", "taxi"),
+        ("canoes", "canoe"),
+        ("cookies", "cookie"),
+        ("minibuses", "minibus"),
     ],
 )
 def test_singular(word, expected):

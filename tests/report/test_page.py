@@ -124,6 +124,13 @@ def test_the_headline_has_the_gain_and_its_interval(tmp_path):
     assert "CIDEr-D 105.0 95.0 −10.0" in text
     assert "1 settings differ from preset squares" in text and "rl.temperature 0.5 1.0" in text
     assert "seed: 0" in text
+    assert "A judge decides that had no part in the reward." in text
+
+
+def test_a_judge_that_gave_the_rewards_is_told_of(tmp_path):
+    fooled = SUMMARY | {"warnings": ["the judge is the reward scorer"]}
+    text = " ".join(Page(written(tmp_path, summary=fooled)).text.split())
+    assert "Warning: the judge is the reward scorer" in text and "had no part in the reward" not in text
 
 
 def test_every_image_is_in_the_page_and_nothing_is_loaded(tmp_path):
