@@ -228,7 +228,9 @@ def evaluate(
             )
         results = _demo(load_settings(config or "demo", changes), redo=False, form=form)
         if out is not None:
-            Path(out).write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+            from finecap_ray.evaluation.present import as_json
+
+            Path(out).write_text(as_json(results), encoding="utf-8")
         return
     from finecap_ray.captioning import find_captioner, run_settings
 

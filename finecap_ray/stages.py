@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,8 @@ class Rehearsal(Stages):
 
     def __init__(self, root: str | Path, kept: Collection[str]) -> None:
         super().__init__(root, lambda _: None, lambda _: None, kept)
-        self._changed: dict[
-            str, list[str]
-        ] = {}  # digest of a stage that would be made anew -> what changed in it or before it
+        # Digest of a stage that would be made anew -> what changed in it or before it.
+        self._changed: dict[str, list[str]] = {}
 
     def run(self, name: str, inputs: dict[str, Any], work: Callable[[Path], None]) -> StageResult:
         """Nothing is done or written. Raises DataError as Stages does, naming what changed in the stages before as well."""
@@ -109,13 +108,7 @@ class Rehearsal(Stages):
         inputs, digest = _with_digest(name, inputs)
         state = self._state(folder)
         if state and state["digest"] != digest:
-            before = [one for _, leaf in _leaves(inputs) for one in self._changed.get(str(leaf), ())]
-            own = [
-                one
-                for one in _differences(state["inputs"], inputs)
-                if not any(one.endswith(f"is {changed}") for changed in self._changed)
-            ]
-            self._changed[digest] = list(dict.fromkeys([*before, *own]))
+            self._changed[digest] = _differences(state["inputs"], inputs, self._changed)
             if name in self.kept:
                 raise _refused(folder, self._changed[digest])
         return StageResult(name, folder, digest, 0.0, cached=True)
@@ -135,11 +128,17 @@ def _refused(folder: Path, differences: Iterable[str]) -> DataError:
     )
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`rl.learning_rate was 0.1, is 0.2` for each leaf that differs; the version of the program where none does."""
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], of_digest: Mapping[str, list[str]] = {}
+) -> list[str]:
+    """`rl.learning_rate was 0.1, is 0.2` for each leaf that differs; the version of the program where none does.
+
+    of_digest: what is said, instead, of a leaf that is such a digest now.
+    """
     old, new = dict(_leaves(before)), dict(_leaves(now))
-    changed = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
-    return changed or ["another version of finecap-ray"]
+    changed = [(key, old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)]
+    said = [one for key, was, own in changed for one in of_digest.get(str(own), [f"{key} was {was}, is {own}"])]
+    return list(dict.fromkeys(said)) or ["another version of finecap-ray"]
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
