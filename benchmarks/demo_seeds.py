@@ -14,9 +14,8 @@ import shutil
 from pathlib import Path
 from statistics import mean, stdev
 
-from rich.console import Console
-
 from finecap_ray.config import load_settings
+from finecap_ray.console import plain_console
 from finecap_ray.demo import run_demo
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +38,7 @@ def main() -> None:
             if (first / stage).is_dir() and not (run_dir / stage).is_dir():
                 shutil.copytree(first / stage, run_dir / stage)
         settings = load_settings(arguments.config, [*arguments.overrides, f"seed={seed}", f"run_dir={run_dir}"])
-        summaries.append(run_demo(settings, Console(soft_wrap=True)))
+        summaries.append(run_demo(settings, plain_console()))
 
     table = {group: _row([summary["groups"][group] for summary in summaries]) for group in summaries[0]["groups"]}
     cider = {system: [summary["caption_metrics"][system]["CIDEr"] for summary in summaries] for system in ("mle", "rl")}

@@ -38,6 +38,7 @@ from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags
 from finecap_ray.cluster import absolute, connect
 from finecap_ray.config import Settings, Stage, load_settings
+from finecap_ray.console import plain_console
 from finecap_ray.precision import autocasts
 from finecap_ray.records import Bag
 from finecap_ray.training.metrics_file import read_metrics
@@ -90,7 +91,6 @@ def main() -> None:
 
 def make_run(run_dir: str) -> Settings:
     """Scorer, captioner and bags of the embedded data, trained for a moment; their quality doesn't matter here."""
-    from rich.console import Console
 
     from finecap_ray.pipeline import Pipeline
     from finecap_ray.progress import Narrator
@@ -98,7 +98,7 @@ def make_run(run_dir: str) -> Settings:
 
     overrides = [f"run_dir={run_dir}", "tower.image_size=64", "scorer.epochs=4", "mle.epochs=4"]
     settings = load_settings("demo", overrides)
-    narrator = Narrator(Console())
+    narrator = Narrator(plain_console())
     pipeline = Pipeline(settings, Stages(run_dir, narrator.started, narrator.ended), narrator)
     pipeline.mle, pipeline.bags("train")
     return settings

@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 import ray
 
 from finecap_ray.captioning import ImageCaptioner, open_checkpoint, sampling_spec
-from finecap_ray.cluster import absolute, connect
+from finecap_ray.cluster import connect
 from finecap_ray.config import ResourceSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.images import decode_image
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.seeds import caption_seed
 from finecap_ray.sources.folder import IMAGE_SUFFIXES
+from finecap_ray.specs import absolute_spec
 
 _NAMED = 10  # files that an error lists
 _ROWS_TOGETHER = 1024  # written at a time
@@ -108,8 +109,7 @@ def caption_files(
         from finecap_ray.scorers.scorer import check_scorer
 
         check_scorer(request.scorer)
-        if Path(request.scorer).is_dir():
-            request = replace(request, scorer=absolute(request.scorer))
+        request = replace(request, scorer=absolute_spec(request.scorer))
     connect(settings.resources)
     resources, batch_size = settings.resources, settings.evaluation.batch_size
     blocks = [

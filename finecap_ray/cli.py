@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from finecap_ray.config import Settings, dump_settings, load_settings
+from finecap_ray.console import plain_console
 from finecap_ray.errors import ConfigError, FinecapError
 from finecap_ray.unwrap import finecap_error
 
@@ -25,7 +25,7 @@ train_app = typer.Typer(help="Train the captioner: on captions (mle), then by se
 app.add_typer(scorer_app, name="scorer")
 app.add_typer(bags_app, name="bags")
 app.add_typer(train_app, name="train")
-console = Console(soft_wrap=True)
+console = plain_console()
 
 Format = Literal["table", "json", "markdown"]
 ScorerFormat = Literal["table", "json"]
@@ -54,11 +54,9 @@ def doctor() -> None:
 
     checks = diagnose()
     for check in checks:
-        console.print(
-            f"{'ok   ' if check.ok else 'WRONG'}  {check.name:<16} {check.detail}", highlight=False, markup=False
-        )
+        console.print(f"{'ok   ' if check.ok else 'WRONG'}  {check.name:<16} {check.detail}")
         if check.remedy:
-            console.print(f"{'':<24}-> {check.remedy}", highlight=False, markup=False)
+            console.print(f"{'':<24}-> {check.remedy}")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
@@ -93,20 +91,20 @@ def import_(
         max_bad_fraction=settings.data.max_bad_fraction,
         images=images and absolute(images),
     )
-    console.print(f"{report.examples} examples of {report.found} images, in {out}", highlight=False, markup=False)
+    console.print(f"{report.examples} examples of {report.found} images, in {out}")
     for reason, count in report.left_out.items():
-        console.print(f"{count:>8} left out: {reason}", highlight=False, markup=False)
+        console.print(f"{count:>8} left out: {reason}")
     for reason, count in report.captions_left_out.items():
-        console.print(f"{count:>8} captions left out: {reason}", highlight=False, markup=False)
+        console.print(f"{count:>8} captions left out: {reason}")
     if report.without_captions:
-        console.print(f"{report.without_captions:>8} examples without a caption", highlight=False, markup=False)
+        console.print(f"{report.without_captions:>8} examples without a caption")
 
 
 @scorer_app.command("train")
 def scorer_train(overrides: Overrides = None, config: Config = "demo") -> None:
     """Trains the scorer that rewards and the one that judges, on disjoint halves of the training images."""
     pipeline = _pipeline(load_settings(config, overrides or []))
-    console.print(f"scorer: {pipeline.scorer.spec}\njudge:  {pipeline.judge.spec}", highlight=False, markup=False)
+    console.print(f"scorer: {pipeline.scorer.spec}\njudge:  {pipeline.judge.spec}")
 
 
 @scorer_app.command("evaluate")
@@ -133,9 +131,9 @@ def scorer_evaluate(
         typer.echo(json.dumps(warrants, indent=2))
         return
     for name, warrant in warrants.items():
-        console.print(f"{name}: {warrant['spec']}", highlight=False, markup=False)
+        console.print(f"{name}: {warrant['spec']}")
         for line in describe(warrant):
-            console.print(f"    {line}", highlight=False, markup=False)
+            console.print(f"    {line}")
 
 
 @bags_app.command("build")
@@ -146,7 +144,7 @@ def bags_build(overrides: Overrides = None, config: Config = "demo") -> None:
     from finecap_ray.facts import describe_bags
 
     for split in dict.fromkeys(["train", *pipeline.settings.evaluation.groups.values()]):
-        console.print(describe_bags(read_manifest(pipeline.bags(split).folder)), highlight=False, markup=False)
+        console.print(describe_bags(read_manifest(pipeline.bags(split).folder)))
 
 
 @bags_app.command("show")
@@ -158,7 +156,8 @@ def bags_show(
     """Writes a page of sample bags of every size, from the most alike to the least, with their similarities."""
     from finecap_ray.report.bag_page import write_bag_page
 
-    console.print(f"page: {write_bag_page(folder, out, bags)}", highlight=False, markup=False)
+    _make_room(out)
+    console.print(f"page: {write_bag_page(folder, out, bags)}")
 
 
 @bags_app.command("export")
@@ -170,7 +169,8 @@ def bags_export(
     """Writes the image ids of the bags as TrueMatch does: a JSON list of lists."""
     from finecap_ray.bags.truematch import export_bags
 
-    console.print(f"{export_bags(folder, out, size)} bags in {out}", highlight=False, markup=False)
+    _make_room(out)
+    console.print(f"{export_bags(folder, out, size)} bags in {out}")
 
 
 @train_app.command("mle")
@@ -221,10 +221,10 @@ def evaluate(
     _make_room(captions_out)
     changes = [*(overrides or []), *([f"evaluation.against={json.dumps(against)}"] if against else [])]
     if captions is None and checkpoint is None and references is None:
-        if judge or reward_scorer or split:
+        if judge or reward_scorer or split or against:
             raise ConfigError(
-                "--judge, --reward-scorer and --split are for --captions or a --checkpoint: of a run the settings judge.spec, "
-                "scorer.spec and evaluation.groups say that"
+                "--judge, --reward-scorer, --split and --against are for --captions or a --checkpoint: of a run the settings "
+                "judge.spec, scorer.spec, evaluation.groups and evaluation.bag_size say that"
             )
         results = _demo(load_settings(config or "demo", changes), redo=False, form=form)
         if out is not None:
@@ -270,7 +270,7 @@ def report(
     _make_room(out)
     from finecap_ray.report.assemble import rebuild_report
 
-    console.print(f"report: {rebuild_report(runs, out)}", highlight=False, markup=False)
+    console.print(f"report: {rebuild_report(runs, out)}")
 
 
 @app.command()
@@ -311,7 +311,7 @@ def caption(
         check_out(out)
     rows = caption_files(paths, captioner, settings, request)
     if out is not None:
-        console.print(f"{write_captions(rows, out)} of {len(paths)} images in {out}", highlight=False, markup=False)
+        console.print(f"{write_captions(rows, out)} of {len(paths)} images in {out}")
         return
     for row in rows:
         for text in row["captions"]:
@@ -327,7 +327,7 @@ def export_(
     """Writes a captioner for others: weights (LoRA merged), processor, settings and a model card."""
     from finecap_ray.export import export_captioner
 
-    console.print(f"captioner: {export_captioner(source, out, dtype)}", highlight=False, markup=False)
+    console.print(f"captioner: {export_captioner(source, out, dtype)}")
 
 
 @app.command("serve")
@@ -350,7 +350,7 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=arguments)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
-            Console(stderr=True).print("stopped; the stages that are finished are kept", style="bold")
+            plain_console(stderr=True).print("stopped; the stages that are finished are kept", style="bold")
         raise
     except Exception as error:
         found = finecap_error(error)
@@ -366,9 +366,9 @@ def _make_room(out: str | None) -> None:
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {out} can't be written: {error}") from None
+        raise ConfigError(f"{out} can't be written: {error}") from None
     if Path(out).is_dir():
-        raise ConfigError(f"--out {out} is a folder: give the name of a file")
+        raise ConfigError(f"{out} is a folder: give the name of a file")
 
 
 # These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.
@@ -382,9 +382,7 @@ def _demo(settings: Settings, redo: bool, form: Format = "table") -> dict[str, A
         return run_demo(settings, console, redo)
     from finecap_ray.evaluation.present import as_json, summary_markdown
 
-    summary = run_demo(
-        settings, Console(stderr=True, soft_wrap=True), redo
-    )  # standard output holds nothing but the results
+    summary = run_demo(settings, plain_console(stderr=True), redo)  # standard output holds nothing but the results
     typer.echo(as_json(summary) if form == "json" else summary_markdown(summary))
     return summary
 
@@ -392,25 +390,26 @@ def _demo(settings: Settings, redo: bool, form: Format = "table") -> dict[str, A
 def _pipeline(settings: Settings, form: Format = "table"):
     from finecap_ray.pipeline import Pipeline
 
-    return Pipeline.narrated(settings, console if form == "table" else Console(stderr=True, soft_wrap=True))
+    return Pipeline.narrated(settings, console if form == "table" else plain_console(stderr=True))
 
 
 def _train(stage: Literal["mle", "rl"], settings: Settings, dry_run: bool, resume: bool) -> None:
-    from finecap_ray.preflight import describe_training, refuse_existing
+    from finecap_ray.preflight import check, describe_training, refuse_existing
 
     arithmetic = describe_training(settings, stage)
     if dry_run:
+        check(settings)
         typer.echo(f"{dump_settings(settings)}\n{arithmetic}")
         return
     if not resume:
         refuse_existing(settings, stage)
-    console.print(arithmetic, highlight=False, markup=False)
+    console.print(arithmetic)
     result = getattr(_pipeline(settings), stage)
-    console.print(f"captioner: {result.folder if stage == 'mle' else result.folder / 'captioner'}", highlight=False)
+    console.print(f"captioner: {result.folder if stage == 'mle' else result.folder / 'captioner'}")
 
 
 def _fail(error: FinecapError) -> None:
-    stderr = Console(stderr=True, soft_wrap=True)
+    stderr = plain_console(stderr=True)
     stderr.print("error: ", style="bold red", end="")
-    stderr.print(str(error), highlight=False, markup=False)
+    stderr.print(str(error))
     sys.exit(2)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from finecap_ray.config import ResourceSettings
-from finecap_ray.errors import DeadlineError
+from finecap_ray.errors import ConfigError, DeadlineError
 
 # glibc gives freed memory back to the system, and on a virtual machine fresh pages are slow to get (0.4 to 3.7 s per
 # GiB): sampling 480 captions then takes 2.4 to 16 s instead of 2.3 s. So: keep what was freed.
@@ -21,6 +22,8 @@ _KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**
 # vllm compiles what counts the rank of a drawn token, also where the model runs eagerly: on a CPU the first captions of
 # every sampler wait 2 to 4 s for g++ then.
 _EAGER = {"TORCHDYNAMO_DISABLE": "1"}
+# vllm's attention for float32 is Triton's, which multiplies in TF32 unless told; the trainer's is float32.
+_EXACT = {"TRITON_F32_DEFAULT": "ieee"}
 
 
 def worker_environment(resources: ResourceSettings) -> dict[str, str]:
@@ -32,13 +35,15 @@ def worker_environment(resources: ResourceSettings) -> dict[str, str]:
         "RAYON_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_TRAIN_V2_ENABLED": "1",
+        # Without it Ray shows every GPU to a process that was given none.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
-    return environment if resources.use_gpu else environment | _EAGER
+    return environment | (_EXACT if resources.use_gpu else _EAGER)
 
 
 def connect(resources: ResourceSettings) -> None:
@@ -106,8 +111,40 @@ def work_within(references: Any, resources: ResourceSettings, peer: str, work: s
     return get_within(references, resources.work_timeout_s, late)
 
 
-def single_node() -> bool:
-    return sum(node["Alive"] for node in ray.nodes()) == 1
+def check_shared(folder: Path, resources: ResourceSettings) -> None:
+    """Raises ConfigError, naming the nodes, where a node doesn't see the files that this one writes into a folder. With `use_gpu`
+    and no GPU here, of the nodes that come for one the first is asked too."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-from-everywhere-") as file:
+        blind = unseeing_nodes(file.name, resources)
+    if blind:
+        raise ConfigError(
+            f"what this node writes into {folder} isn't seen on {', '.join(blind)}: a run on several nodes needs a run_dir on a file "
+            "system that all of them share"
+        )
+
+
+def unseeing_nodes(file: str, resources: ResourceSettings) -> list[str]:
+    """Addresses of the other nodes that don't see a file of this one."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    answers = [
+        _see.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(file)
+        for node in nodes
+        if node["NodeID"] != here
+    ]
+    if resources.use_gpu and not any(node["Resources"].get("GPU") for node in nodes):
+        answers.append(_see.options(num_gpus=resources.gpus).remote(file))
+    late = (
+        f"the nodes of the cluster didn't say within resources.start_timeout_s={resources.start_timeout_s:.0f} s whether they see "
+        "the run folder: `ray status` tells which are there; a node with a GPU may take longer to come"
+    )
+    found = get_within(answers, resources.start_timeout_s, late)
+    return sorted({address for address, seen in found if not seen})
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _see(file: str) -> tuple[str, bool]:
+    return ray.util.get_node_ip_address(), Path(file).is_file()
 
 
 def absolute(path: str | Path) -> str:

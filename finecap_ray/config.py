@@ -283,6 +283,8 @@ class ResourceSettings(Section):
     use_gpu: bool = False
     gpu_share: float = Field(1, gt=0, le=1)
     """Of a GPU, what each trainer, sampler, scorer and engine takes with `use_gpu`: with 0.3 one GPU does for RL."""
+    scorer_gpu_share: float | None = Field(None, ge=0, le=1)
+    """The same of each reward scorer, which may need far less than trainer and sampler; None: `gpu_share`."""
     samplers: int = Field(1, ge=1)
     sampler_dtype: Precision = "float32"
     """`auto`, as of `scorer_dtype`: bfloat16 where the machine that samples (or scores) computes in it, as with `mle.bf16`."""
@@ -300,12 +302,17 @@ class ResourceSettings(Section):
 
     @property
     def gpus(self) -> float:
-        """What Ray reserves for a process that computes."""
+        """GPUs that Ray reserves for a process that computes."""
         return self.gpu_share if self.use_gpu else 0
 
     @property
+    def scorer_gpus(self) -> float:
+        """The same for a reward scorer."""
+        return self.gpus if self.scorer_gpu_share is None else self.scorer_gpu_share * self.use_gpu
+
+    @property
     def asked(self) -> str:
-        """The same in words, CPU included."""
+        """What Ray reserves in words, CPU included: for error messages."""
         return f"1 CPU and {self.gpus:g} GPU" if self.use_gpu else "1 CPU"
 
     @property

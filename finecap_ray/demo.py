@@ -20,10 +20,10 @@ def run_demo(settings: Settings, console: Console, redo: bool = True) -> dict[st
     summary = pipeline.summary()
     pipeline.write_report(summary)
     for text in summary.get("warnings", ()):
-        console.print(f"warning: {text}", highlight=False, markup=False)
+        console.print(f"warning: {text}")
     console.print(summary_table(summary))
-    console.print("human: the mean over all captions that people wrote of an image, vague ones too", highlight=False)
-    console.print(f"report: {settings.run_dir}/report.html   numbers: {settings.run_dir}/summary.json", highlight=False)
+    console.print("human: the mean over all captions that people wrote of an image, vague ones too")
+    console.print(f"report: {settings.run_dir}/report.html   numbers: {settings.run_dir}/summary.json")
     return summary
 
 

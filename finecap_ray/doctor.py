@@ -37,7 +37,7 @@ def diagnose(resources: ResourceSettings | None = None) -> list[Check]:
     """All checks, cheap ones first. Starts Ray with `resources` unless it runs, and stops it again."""
     import ray
 
-    resources = resources or ResourceSettings()
+    resources = resources or ResourceSettings(use_gpu=samples_on_gpus())
     ours = not ray.is_initialized()
     try:
         return [
@@ -73,6 +73,12 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def samples_on_gpus() -> bool:
+    """Whether the vllm that is installed was built for GPUs: it samples on nothing else then."""
+    build = installed_version("vllm")
+    return build is not None and "cpu" not in build
 
 
 def version_check(name: str, version: str | None, supported: SpecifierSet) -> Check:

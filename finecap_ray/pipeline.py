@@ -24,18 +24,19 @@ from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.embeddings import EmbeddingSet, compared_captions, embed_by_scorer
 from finecap_ray.bags.source import bag_source
 from finecap_ray.bags.stream import plan_run
-from finecap_ray.cluster import absolute, connect, work_within
+from finecap_ray.cluster import absolute, check_shared, connect, work_within
 from finecap_ray.config import CaptionerSettings, ScorerSettings, Settings, TowerSettings, dump_settings
+from finecap_ray.doctor import samples_on_gpus
 from finecap_ray.errors import MismatchError
-from finecap_ray.models import check_models
-from finecap_ray.preflight import check_captioner, check_workers
+from finecap_ray.preflight import check, check_engine
 from finecap_ray.progress import Narrator, mle_line, step_line
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
 from finecap_ray.scorers.embed import FeatureSet, embed_examples
 from finecap_ray.sources import ExampleSet
 from finecap_ray.sources.examples import is_for_choices
+from finecap_ray.specs import absolute_spec, spec_inputs
 from finecap_ray.stages import StageResult, Stages
-from finecap_ray.training.arithmetic import mle_steps, rl_arithmetic
+from finecap_ray.training.arithmetic import mle_steps
 
 TRAIN_SPLIT = "train"
 TRAINING_STAGES = ("mle", "rl")
@@ -44,7 +45,7 @@ TRAINING_STAGES = ("mle", "rl")
 @dataclass(frozen=True, slots=True)
 class ScorerSource:
     spec: str  # what `load_scorer` takes
-    digest: str  # of what it was made from
+    digest: str | dict[str, str]  # of what it was made from; of what wasn't made here, as `spec_inputs` says
 
 
 class Pipeline:
@@ -53,10 +54,7 @@ class Pipeline:
     def __init__(self, settings: Settings, stages: Stages, narrator: Narrator) -> None:
         """Connects to Ray. Raises ConfigError for impossible batch arithmetic, adapters or models before that, and DataError for
         a kept stage that was made with other inputs, before anything in the run folder is changed."""
-        rl_arithmetic(settings.rl, {})
-        check_models(settings)
-        check_captioner(settings)
-        check_workers(settings)
+        check(settings)
         self.settings, self.stages, self.narrator = settings, stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
         self.logs = str(self.run_dir / "logs")
@@ -67,6 +65,7 @@ class Pipeline:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
         connect(settings.resources)
+        check_shared(self.run_dir, settings.resources)
 
     @classmethod
     def narrated(cls, settings: Settings, console: Console, redo: bool = False) -> Pipeline:
@@ -90,7 +89,8 @@ class Pipeline:
             "features",
             {
                 "examples": self.examples.digest,
-                "tower": settings.tower.model_dump(exclude={"batch_size", "rows_per_file"}),
+                "tower": settings.tower.model_dump(exclude={"batch_size", "rows_per_file"})
+                | {"weights": _weights_inputs(settings.tower)},
                 "data": settings.data.model_dump(),
             },
             lambda out: embed_examples(self.examples, out, settings.tower, settings.data, settings.resources),
@@ -118,7 +118,7 @@ class Pipeline:
             rows = self.rows(TRAIN_SPLIT)
             dev = _by_hash(self.rows_for_choices())[: mle.dev_images] if mle.evaluations else []
             job = MleJob(
-                self.settings,
+                self.settings.model_copy(update={"captioner": self._captioner}),
                 captioned(rows),
                 captioned(dev) if dev else None,
                 self.features.tower_digest,
@@ -134,7 +134,7 @@ class Pipeline:
             return self._start
         inputs = {
             "features": self._features.digest,
-            "captioner": self.settings.captioner.model_dump(),
+            "captioner": _captioner_inputs(self.settings.captioner),
             "mle": mle.model_dump(),
             "seed": self.settings.seed,
         }
@@ -148,10 +148,16 @@ class Pipeline:
         """`captioner.spec` as a folder of its own, with its prompt, image size and longest caption."""
 
         def work(out: Path) -> None:
-            saving = _save_start.remote(self.settings.captioner, str(out))
+            saving = _save_start.remote(self._captioner, str(out))
             work_within(saving, self.settings.resources, "the process that loads the captioner", "save it")
 
-        return self.stages.run("mle", {"captioner": self.settings.captioner.model_dump()}, work)
+        return self.stages.run("mle", {"captioner": _captioner_inputs(self.settings.captioner)}, work)
+
+    @property
+    def _captioner(self) -> CaptionerSettings:
+        """As processes elsewhere read it."""
+        captioner = self.settings.captioner
+        return captioner.model_copy(update={"spec": captioner.spec and absolute_spec(captioner.spec)})
 
     def bags(self, split: str) -> StageResult:
         """The bag set of a split: every size for training, the evaluation's for the others."""
@@ -188,13 +194,19 @@ class Pipeline:
         def work(out: Path) -> None:
             embed_by_scorer(self.examples, self.features, self.scorer.spec, captions, self.settings.resources, out)
 
-        inputs = {"features": self._features.digest, "scorer": self.scorer.digest, "captions": captions}
+        inputs = {
+            "features": self._features.digest,
+            "rows_per_page": self.settings.tower.rows_per_file,  # of which a file is made
+            "scorer": self.scorer.digest,
+            "captions": captions,
+        }
         return self.stages.run(f"embeddings/{captions or 'images'}", inputs, work)
 
     @cached_property
     def rl(self) -> StageResult:
         from finecap_ray.training.loop import train_rl
 
+        check_engine(self.settings.resources.use_gpu, samples_on_gpus())
         bags = self.bags(TRAIN_SPLIT)
         inputs = {
             "mle": self.mle.digest,
@@ -250,11 +262,11 @@ class Pipeline:
 
     def _scorer(self, name: str, scorer: ScorerSettings) -> ScorerSource:
         if scorer.spec is not None:
-            return ScorerSource(scorer.spec, scorer.spec)
+            return ScorerSource(absolute_spec(scorer.spec), spec_inputs(scorer.spec))
 
         def work(out: Path) -> None:
             rows, dev = _half(self.rows(TRAIN_SPLIT), scorer.half), self.rows_for_choices()
-            training = _train_scorer.remote(
+            training = _train_scorer.options(num_gpus=self.settings.resources.gpus).remote(
                 scorer,
                 self.settings.tower,
                 self.examples if scorer.looks_at_images else None,
@@ -286,6 +298,14 @@ class Pipeline:
         """summary.json and report.html, in the run folder."""
         (self.run_dir / SUMMARY_FILE).write_text(json.dumps(summary, indent=2), encoding="utf-8")
         assemble_report(self.run_dir, self.settings, summary)
+
+
+def _weights_inputs(tower: TowerSettings) -> str | dict[str, str]:
+    return spec_inputs(tower.weights) if tower.weights.endswith(".safetensors") else tower.weights
+
+
+def _captioner_inputs(captioner: CaptionerSettings) -> dict:
+    return captioner.model_dump() | {"spec": captioner.spec and spec_inputs(captioner.spec)}
 
 
 def _half(rows: list[dict], half: str) -> list[dict]:

@@ -10,7 +10,7 @@ from finecap_ray.config_models import Autocast, Precision
 
 
 def computes_bf16(use_gpu: bool) -> bool:
-    """Of the machine that calls it."""
+    """Whether this machine does natively."""
     if use_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     can = torch.cpu.get_capabilities()

@@ -9,18 +9,26 @@ from finecap_ray.cluster import absolute
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.stages import STAGE_FILE
-from finecap_ray.training.arithmetic import describe_mle, describe_rl
+from finecap_ray.training.arithmetic import describe_mle, describe_rl, rl_arithmetic
 
 TrainingStage = Literal["mle", "rl"]
 
 
 def describe_training(settings: Settings, stage: TrainingStage) -> str:
     """The batch arithmetic of a training stage. Raises ConfigError for one that can't be."""
-    check_workers(settings)
     if stage == "mle":
         return describe_mle(settings.mle)
-    check_captioner(settings)
     return describe_rl(settings.rl, mined_bags(settings))
+
+
+def check(settings: Settings) -> None:
+    """Raises what the functions below do, and `check_models`, for a run that can't be."""
+    from finecap_ray.models import check_models
+
+    rl_arithmetic(settings.rl, {})
+    check_models(settings)
+    check_captioner(settings)
+    check_workers(settings)
 
 
 def check_workers(settings: Settings) -> None:
@@ -30,6 +38,16 @@ def check_workers(settings: Settings) -> None:
         raise ConfigError(
             f"resources.gpu_share={resources.gpu_share:g} would put several of {workers} workers on one GPU, which NCCL refuses: "
             "set it to 1, or rl.num_workers and mle.num_workers to 1"
+        )
+
+
+def check_engine(use_gpu: bool, for_gpus: bool) -> None:
+    """Raises ConfigError where vllm was built for other processors than it is to sample on."""
+    if for_gpus != use_gpu:
+        built, extra = ("GPUs", "cpu") if for_gpus else ("CPUs", "gpu")
+        raise ConfigError(
+            f"resources.use_gpu={str(use_gpu).lower()}, and the vllm that is installed samples on {built} only: set "
+            f"resources.use_gpu={str(for_gpus).lower()}, or install the extra [{extra}] in its place"
         )
 
 

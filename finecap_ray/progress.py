@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from finecap_ray.stages import StageResult
 
@@ -23,11 +24,11 @@ class Narrator:
         self.console = console
 
     def started(self, name: str) -> None:
-        self.console.print(f"[bold]{name}[/bold] ...", highlight=False)
+        self.console.print(Text.assemble((name, "bold"), " ..."))
 
     def ended(self, result: StageResult) -> None:
         how = "cached, took" if result.cached else "done in"
-        self.console.print(f"[bold]{result.name:<18}[/bold] {how} {result.seconds:6.1f} s", highlight=False)
+        self.console.print(Text.assemble((f"{result.name:<18}", "bold"), f" {how} {result.seconds:6.1f} s"))
 
     @contextmanager
     def steps(self, metrics: Path, total: int, line: Callable[[dict[str, Any]], str | None]) -> Iterator[None]:
@@ -45,10 +46,11 @@ class Narrator:
                 while True:
                     last_look = stop.wait(_POLL_S)
                     rows = read_metrics(metrics)
+                    seen = min(seen, len(rows))  # going on from a checkpoint takes rows away
                     for row in rows[seen:]:
                         text = line(row)
                         if text is not None:
-                            progress.console.print(text, highlight=False)
+                            progress.console.print(text)
                         progress.update(task, completed=row["step"])
                     seen = len(rows)
                     if last_look:

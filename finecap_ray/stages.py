@@ -49,11 +49,16 @@ class Stages:
     def run(self, name: str, inputs: dict[str, Any], work: Callable[[Path], None]) -> StageResult:
         """Does `work(folder)` unless it was done with the same `inputs` (anything JSON can hold).
 
-        Raises DataError, naming the inputs that differ, for a kept stage that was begun with others.
+        Raises DataError, naming the inputs that differ, for a kept stage that was begun with others; and for a folder of that
+        name that no stage made.
         """
         folder = self.root / name
         inputs, digest = _with_digest(name, inputs)
         state = self._state(folder)
+        if not state and folder.exists() and any(folder.iterdir()):
+            raise DataError(
+                f"{folder} is there and isn't a stage of a run, it has no {STAGE_FILE}: take another run_dir"
+            )
         if state.get("digest") == digest and state["finished"]:
             result = StageResult(name, folder, digest, state["seconds"], cached=True)
         else:
@@ -135,15 +140,16 @@ def _differences(
 
     of_digest: what is said, instead, of a leaf that is such a digest now.
     """
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = dict(leaves(before)), dict(leaves(now))
     changed = [(key, old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)]
     said = [one for key, was, own in changed for one in of_digest.get(str(own), [f"{key} was {was}, is {own}"])]
     return list(dict.fromkeys(said)) or ["another version of finecap-ray"]
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of all that isn't a mapping."""
     for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -1,8 +1,45 @@
-"""Paths as processes on other nodes take them."""
+"""Paths as processes on other nodes take them, and what processes of two real nodes see."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from finecap_ray.cluster import absolute
+from finecap_ray.errors import ConfigError
+from finecap_ray.preflight import check_engine
+
+# Two nodes on this machine; the second claims a GPU. In a process of its own, for a process is in one cluster.
+TWO_NODES = """
+import json, sys, tempfile
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from finecap_ray.cluster import check_shared, connect, unseeing_nodes
+from finecap_ray.config import ResourceSettings
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1, num_gpus=1)
+resources = ResourceSettings(address=cluster.address, use_gpu=True, start_timeout_s=60)
+connect(resources)
+
+@ray.remote(num_cpus=0)
+def gpus():
+    import os
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+folder = Path(sys.argv[1])
+check_shared(folder, resources)
+print(json.dumps({
+    "left": [path.name for path in folder.iterdir()],
+    "unseeing": len(unseeing_nodes(str(folder / "absent"), resources)),
+    "gpus": [ray.get(gpus.remote()), ray.get(gpus.options(num_gpus=1).remote())],
+}))
+ray.shutdown()
+cluster.shutdown()
+"""
 
 
 def test_a_path_is_made_absolute_the_home_folder_too(monkeypatch, tmp_path):
@@ -10,3 +47,17 @@ def test_a_path_is_made_absolute_the_home_folder_too(monkeypatch, tmp_path):
     assert absolute("~/runs") == str(tmp_path.resolve() / "runs")
     assert absolute("runs") == str(Path.cwd() / "runs")
     assert absolute("s3://bucket/~/runs") == "s3://bucket/~/runs"
+
+
+def test_processes_of_two_nodes_see_the_run_folder_and_the_gpu_they_were_given(tmp_path):
+    done = subprocess.run([sys.executable, "-c", TWO_NODES, str(tmp_path)], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"left": [], "unseeing": 1, "gpus": ["", "0"]}
+
+
+def test_an_engine_built_for_other_processors_is_refused():
+    check_engine(use_gpu=True, for_gpus=True)
+    with pytest.raises(ConfigError, match=r"samples on CPUs only: set resources.use_gpu=false, or .* extra \[gpu\]"):
+        check_engine(use_gpu=True, for_gpus=False)
+    with pytest.raises(ConfigError, match=r"samples on GPUs only: set resources.use_gpu=true, or .* extra \[cpu\]"):
+        check_engine(use_gpu=False, for_gpus=True)

@@ -62,3 +62,10 @@ def test_what_the_wheel_is_built_from_is_mounted_and_installed(cluster):
     for needed in ("finecap_ray", "serve", "tools", "README.md", "LICENSE", "NOTICE"):
         assert needed in build and Path(needed) in local
     assert any("finecap-ray'[gpu]'" in command for command in cluster["worker_setup_commands"])
+
+
+def test_all_nodes_mount_one_file_system(cluster):
+    for kind in ("head", "worker"):
+        assert any(
+            "mount -t nfs4" in command and "/mnt/shared" in command for command in cluster[f"{kind}_setup_commands"]
+        )

@@ -35,6 +35,16 @@ def test_changed_inputs_start_from_nothing(tmp_path):
     assert not (tmp_path / "mle" / "leftover").exists()
 
 
+def test_a_folder_that_no_stage_made_is_left_alone(tmp_path):
+    (tmp_path / "features").mkdir()
+    stages(tmp_path).run("features", {}, append)  # an empty one is taken
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "verdict.txt").write_text("guilty")
+    with pytest.raises(DataError, match=r"isn't a stage of a run, it has no stage\.json: take another run_dir"):
+        stages(tmp_path).run("judge", {}, append)
+    assert (tmp_path / "judge" / "verdict.txt").read_text() == "guilty"
+
+
 def test_an_interrupted_stage_goes_on(tmp_path):
     def interrupted(out: Path) -> None:
         append(out)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from piece import Piece, run_piece
 from recipes import MLE, RECIPES
-from rich.console import Console
 from table import markdown
+
+from finecap_ray.console import plain_console
 
 RESULTS = Path(__file__).parent / "results"
 PRESETS = ("photos_small", "photos", "photos_vlm")
@@ -44,7 +45,7 @@ def main() -> None:
             if not file.is_file():
                 piece = Piece(arguments.preset, recipe, seed, arguments.split)
                 root = Path(arguments.root).absolute() / name
-                numbers = run_piece(piece, root, arguments.set, Console(soft_wrap=True))
+                numbers = run_piece(piece, root, arguments.set, plain_console())
                 file.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     page = markdown([json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))])
     (folder / "table.md").write_text(page, encoding="utf-8")

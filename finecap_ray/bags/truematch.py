@@ -9,10 +9,12 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finecap_ray.bags.bag_set import part_path, read_manifest, shelves
+from finecap_ray.bags.bag_set import read_manifest, shelves
 from finecap_ray.errors import DataError, MismatchError
+from finecap_ray.sources.files import read_json
 
 BagIds = list[list[str]]
 
@@ -30,23 +32,32 @@ def export_bags(folder: str | Path, out: str | Path, sizes: Sequence[int] | None
         raise MismatchError(
             f"the bag set has bags of {', '.join(map(str, found))}, not of {', '.join(map(str, absent))}"
         )
-    bags: BagIds = []
-    for size in sizes or found:
-        for part in range(-(-found[size].bags // found[size].rows_per_part)):
-            with pq.ParquetFile(part_path(folder, size, part)) as file:
-                table = file.read(columns=["images.list.element.image_id"])
-            bags += [[image["image_id"] for image in images] for images in table["images"].to_pylist()]
+    bags = bag_set_ids(folder, tuple(sizes or found))
     write_truematch(bags, out)
     return len(bags)
 
 
+def bag_set_ids(folder: str | Path, sizes: Sequence[int] | None = None) -> BagIds:
+    """The image ids of each bag of a bag set, of some sizes or all. Raises DataError where there are none."""
+    folders = ["size=*"] if sizes is None else [f"size={size}" for size in sizes]
+    files = [file for name in folders for file in sorted(Path(folder).glob(f"{name}/part-*.parquet"))]
+    if not files:
+        raise DataError(f"{folder} isn't a bag set: it has no size=K/part-*.parquet")
+    bags: BagIds = []
+    for file in files:
+        try:
+            column = pq.ParquetFile(file).read(columns=["images.list.element.image_id"])["images"]
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise DataError(f"{file} holds no bags: {error}") from None
+        bags += [[image["image_id"] for image in bag] for bag in column.to_pylist()]
+    return bags
+
+
 def read_truematch(path: str | Path) -> BagIds:
     """Image ids, as text, of each bag. Raises DataError for what isn't a list of bags, or a bag that holds an image twice."""
-    try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(tree, list) or not tree or not all(isinstance(bag, list) for bag in tree):
+    tree = read_json(path)
+    lists = isinstance(tree, list) and bool(tree) and all(isinstance(bag, list) for bag in tree)
+    if not lists or not all(isinstance(image_id, str | int) for bag in tree for image_id in bag):
         raise DataError(f"{path} isn't a list of bags, such as [[image id, image id, ...], ...]")
     bags = [[str(image_id) for image_id in bag] for bag in tree]
     for number, bag in enumerate(bags):

@@ -8,14 +8,12 @@ image is a candidate of its own, and the image counts with their mean; one that 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from ray.actor import ActorHandle
 
 from finecap_ray.bags.bag_set import read_manifest
@@ -23,7 +21,7 @@ from finecap_ray.bags.stream import read_bags
 from finecap_ray.cluster import get_within, work_within
 from finecap_ray.config import ResourceSettings, Settings
 from finecap_ray.evaluation.captions import caption_metrics, text_statistics
-from finecap_ray.evaluation.judging import SAME_SCORER, BagReply, Judge
+from finecap_ray.evaluation.judging import SAME_SCORER, BagReply, started_judges
 from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.retrieval import bootstrap_gain_interval, bootstrap_interval
 from finecap_ray.records import Bag, BagImage, Rollout
@@ -59,16 +57,16 @@ def evaluate_run(
     every = [own for one in held.values() for own in one]
     images = list({image.image_id: image for own in every for image in own.bag.images}.values())
     judges = {"judge": judge, "reward scorer": scorer}
-    with _started(judges, settings.resources) as actors:
-        rollouts, captions_per_s = _sample(settings, images, captioners, logs)
-        captions = _captions(rollouts, images)
-        (out / "captions.json").write_text(json.dumps(captions, indent=1, ensure_ascii=False), encoding="utf-8")
-        candidates = {system: {key: (text,) for key, text in captions[system].items()} for system in rollouts}
-        references = {image.image_id: image.captions for image in images if image.captions}
-        if references:
-            candidates[HUMAN] = references
-        tower = read_manifest(next(iter(bag_sets.values())))["tower"]["digest"]
-        members = [tuple(image.image_id for image in own.bag.images) for own in every]
+    rollouts, captions_per_s = _sample(settings, images, captioners, logs)
+    captions = _captions(rollouts, images)
+    (out / "captions.json").write_text(json.dumps(captions, indent=1, ensure_ascii=False), encoding="utf-8")
+    candidates = {system: {key: (text,) for key, text in captions[system].items()} for system in rollouts}
+    references = {image.image_id: image.captions for image in images if image.captions}
+    if references:
+        candidates[HUMAN] = references
+    tower = read_manifest(next(iter(bag_sets.values())))["tower"]["digest"]
+    members = [tuple(image.image_id for image in own.bag.images) for own in every]
+    with started_judges(judges, settings.resources) as actors:  # the engine's GPU is free again
         replies, digests = _ask(actors, settings.resources, images, tower, candidates, members)
 
     results, start = {}, 0
@@ -172,17 +170,6 @@ def _captions(rollouts: Mapping[str, Sequence[Rollout]], images: Sequence[BagIma
     return captions | {HUMAN: {image.image_id: image.captions[0] for image in images if image.captions}}
 
 
-@contextmanager
-def _started(judges: Mapping[str, str], resources: ResourceSettings) -> Iterator[dict[str, ActorHandle]]:
-    """Actors that load their scorers while the captions are made."""
-    actors = {name: Judge.remote(spec, resources.threads) for name, spec in judges.items()}
-    try:
-        yield actors
-    finally:
-        for actor in actors.values():
-            ray.kill(actor)
-
-
 def _ask(
     actors: Mapping[str, ActorHandle],
     resources: ResourceSettings,
@@ -223,7 +210,9 @@ def _sample(
     ids = [image.image_id for image in images]
     inputs = family_of(*load_processor(next(iter(captioners.values())))).images_of(images)
     spec = SamplingSpec(captions_per_image=1, max_tokens=settings.captioner.max_tokens, temperature=0.0)
-    pool = SamplerPool(next(iter(captioners.values())), settings.resources, logs)
+    # All images go in one call: not a step, but a piece of work.
+    resources = settings.resources.model_copy(update={"step_timeout_s": settings.resources.work_timeout_s})
+    pool = SamplerPool(next(iter(captioners.values())), resources, logs)
     rollouts = {}
     try:
         pool.wait_until_ready()

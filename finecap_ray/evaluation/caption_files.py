@@ -10,7 +10,6 @@ Ids are compared as text, so that COCO's 391895 is "391895". An image that a lis
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finecap_ray.errors import DataError
-from finecap_ray.sources.files import read_text
+from finecap_ray.sources.files import read_json
 
 FORMS = (
     '{"391895": "a man on a bike"}, {"391895": ["a man", "a bike"]}, [{"image_id": 391895, "caption": "a man on a bike"}], '
@@ -47,24 +46,6 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
     if not found:
         raise DataError(f"{path} holds no reference")
     return found
-
-
-def read_json(path: str | Path) -> Any:
-    """Of UTF-8 text, with or without a byte order mark. Raises DataError for anything else, and for a key that comes twice."""
-    try:
-        return json.loads(read_text(str(path)), object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} can't be read as JSON: {error}") from None
-
-
-def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of the pairs of a JSON object: of a key that comes twice, json would keep the last without a word."""
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} comes twice; several captions of an image are a list")
-    return tree
 
 
 def _read(path: str, columns: Sequence[str]) -> dict[str, list[str]]:

@@ -17,19 +17,21 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 
 from finecap_ray.captioning import run_folder
 from finecap_ray.cluster import absolute, connect, get_within, work_within
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.evaluation.caption_files import read_captions, read_references
-from finecap_ray.evaluation.judging import SAME_SCORER, Judge, JudgeFacts
+from finecap_ray.evaluation.judging import SAME_SCORER, JudgeFacts, started_judges
 from finecap_ray.evaluation.pools import PoolSet, find_pools
 from finecap_ray.evaluation.provenance import versions
-from finecap_ray.evaluation.sample import Captioned, caption_images, parse_decoding
+from finecap_ray.evaluation.sample import Captioned, DecodingSpec, caption_images, parse_decoding
 from finecap_ray.evaluation.text_metrics import TextMetrics, text_metrics
 from finecap_ray.settings_file import read_tree
-from finecap_ray.sources import read_examples
+from finecap_ray.sources import ExampleSet
+from finecap_ray.specs import absolute_spec
 
 JUDGE, REWARD_SCORER, HUMAN = "judge", "reward scorer", "human"
 NO_JUDGE = (
@@ -54,9 +56,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Images:
-    rows: list[dict[str, Any]]  # to evaluate on
+    examples: ExampleSet
+    rows: list[dict[str, Any]]  # to evaluate on, without their pictures
     others: list[dict[str, Any]]  # that may compete
     left_out: dict[str, int]
+
+    def pictures(self, rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        return self.examples.pictures([row["row"] for row in rows])
 
 
 def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
@@ -76,42 +82,40 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
     find_all_pools(settings, rows, others)  # a mistake in them is told before an engine starts
 
     connect(settings.resources)
-    scorers = {name: spec for name, spec in ((JUDGE, request.judge), (REWARD_SCORER, request.reward_scorer)) if spec}
-    actors = {
-        name: Judge.remote(absolute(spec) if Path(spec).is_dir() else spec, settings.resources.threads)
-        for name, spec in scorers.items()
-    }
-    try:
-        # Also before captions are made, which can take hours.
-        facts = {name: _get(settings, actor.facts.remote(), f"load the {name}") for name, actor in actors.items()}
-        sampled = None
-        if given is None:
-            sampled = _sample(settings, rows, absolute(request.checkpoint), decoding)
-            left_out |= {f"images: {reason}": count for reason, count in sampled.left_out.items()}
-            given = {image_id: [caption] for image_id, caption in sampled.captions.items()}
-            if request.captions_out is not None:
-                text = json.dumps(sampled.captions, indent=1, ensure_ascii=False)
-                Path(request.captions_out).write_text(text + "\n", encoding="utf-8")
-            rows = [row for row in rows if row["image_id"] in given]
-        given = {row["image_id"]: given[row["image_id"]] for row in rows}
-        asked_at = time.perf_counter()
-        pools, incomplete = find_all_pools(settings, rows, others)
-        competing = {image_id for own in pools for pool in own.pools for image_id in pool.image_ids}
-        shown = rows + [row for row in others if row["image_id"] in competing]
-        human = {row["image_id"]: list(row["captions"]) for row in rows if row["captions"]}
-        answers = {}
+    asked = ((JUDGE, request.judge), (REWARD_SCORER, request.reward_scorer))
+    scorers = {name: absolute_spec(spec) for name, spec in asked if spec}
+    sampled = None
+    if given is None:
+        with started_judges(scorers, settings.resources) as actors:
+            _facts(settings, actors)  # before captions are made, which can take hours; and their GPU is needed then
+        sampled = _sample(settings, rows, found.pictures(rows), absolute(request.checkpoint), decoding)
+        left_out |= {f"images: {reason}": count for reason, count in sampled.left_out.items()}
+        given = {image_id: [caption] for image_id, caption in sampled.captions.items()}
+        if request.captions_out is not None:
+            text = json.dumps(sampled.captions, indent=1, ensure_ascii=False)
+            Path(request.captions_out).write_text(text + "\n", encoding="utf-8")
+        rows = [row for row in rows if row["image_id"] in given]
+    given = {row["image_id"]: given[row["image_id"]] for row in rows}
+    asked_at = time.perf_counter()
+    pools, incomplete = find_all_pools(settings, rows, others)
+    competing = {image_id for own in pools for pool in own.pools for image_id in pool.image_ids}
+    shown = rows + [row for row in others if row["image_id"] in competing]
+    human = {row["image_id"]: list(row["captions"]) for row in rows if row["captions"]}
+    answers = {}
+    with started_judges(scorers, settings.resources) as actors:
+        facts = _facts(settings, actors)
+        pictures = (
+            None if all(_has_features(own, sampled) for own in facts.values()) else ray.put(found.pictures(shown))
+        )
         for name, actor in actors.items():
             answers[name] = [
-                _show(actor, facts[name], shown, sampled),  # whose error is the one to tell
+                _show(actor, facts[name], shown, pictures, sampled),  # whose error is the one to tell
                 actor.answer.remote(given, human, pools, evaluation.bootstrap_samples, settings.seed),
             ]
-        metrics = _text_metrics(settings, given, rows)
+        metrics = _text_metrics(settings, given, rows, found)
         answers = {
             name: work_within(own, settings.resources, f"the {name}", "judge")[1] for name, own in answers.items()
         }
-    finally:
-        for actor in actors.values():
-            ray.kill(actor)
 
     ended = {} if sampled is None else {"ended": sampled.ended}
     return _results(settings, request.captions or request.checkpoint, given, metrics) | {
@@ -230,46 +234,48 @@ def find_all_pools(
 def _examples(settings: Settings, request: Request, given: Mapping[str, Sequence[str]] | None) -> _Images:
     """The images to evaluate on: of the splits, and those that a captions file has captions of. Of a file also the others of the
     splits, which may compete in its bags."""
-    examples = read_examples(settings.data.examples).to_pylist()
-    every = {row["image_id"]: row for row in reversed(examples)}  # of rows with one id the first
+    examples = ExampleSet(settings.data.examples)
+    every = examples.rows.to_pylist()
     splits = request.splits
     if splits is None and given is None:
         splits = tuple(settings.evaluation.groups.values())
-    inside = [row for row in examples if every[row["image_id"]] is row and (splits is None or row["split"] in splits)]
+    inside = [row for row in every if splits is None or row["split"] in splits]
     rows = [row for row in inside if given is None or row["image_id"] in given]
     if not rows:
-        there = ", ".join(sorted({row["split"] for row in examples}))
         raise DataError(
             f"no image of {settings.data.examples} is in the splits {', '.join(splits or ('any',))}"
-            f"{f' and has a caption in {request.captions}' if given else ''}; its splits are {there}"
+            f"{f' and has a caption in {request.captions}' if given else ''}; its splits are {', '.join(examples.splits())}"
             + (
-                f", its ids such as {examples[0]['image_id']!r}, those of the file such as {next(iter(given))!r}"
+                f", its ids such as {every[0]['image_id']!r}, those of the file such as {next(iter(given))!r}"
                 if given
                 else ""
             )
         )
-    absent = [] if given is None else sorted(given.keys() - every.keys())
+    absent = [] if given is None else sorted(given.keys() - {row["image_id"] for row in every})
     if absent:
         raise DataError(
             f"{len(absent)} of {len(given)} captions are of images that {settings.data.examples} doesn't hold, such as "
             f"{', '.join(absent[:5])}"
         )
-    left_out = {"images: an id that another has": len(examples) - len(every)}
+    left_out = {}
     if given is not None:
         left_out["captions of images in other splits"] = len(given) - len(rows)
         if splits is not None:
             left_out["images without a caption in the file"] = len(inside) - len(rows)
     return _Images(
+        examples,
         rows,
         [] if given is None else [row for row in inside if row["image_id"] not in given],
         {reason: count for reason, count in left_out.items() if count},
     )
 
 
-def _sample(settings: Settings, rows: list[dict[str, Any]], checkpoint: str, decoding) -> Captioned:
+def _sample(
+    settings: Settings, rows: list[dict[str, Any]], pictures: list[bytes], checkpoint: str, decoding: DecodingSpec
+) -> Captioned:
     return caption_images(
         [row["image_id"] for row in rows],
-        [row["image"] for row in rows],
+        pictures,
         checkpoint,
         settings.tower,
         decoding,
@@ -280,19 +286,32 @@ def _sample(settings: Settings, rows: list[dict[str, Any]], checkpoint: str, dec
     )
 
 
-def _show(actor, facts: JudgeFacts, rows: list[dict[str, Any]], sampled: Captioned | None) -> ray.ObjectRef:
-    """The images, as features where the captioner's tower is the scorer's own: they are there already."""
+def _has_features(facts: JudgeFacts, sampled: Captioned | None) -> bool:
+    """Whether the captioner's tower, whose features are there already, is the scorer's own."""
+    return sampled is not None and sampled.tower_digest is not None and facts.tower_digest == sampled.tower_digest
+
+
+def _show(
+    actor: ActorHandle,
+    facts: JudgeFacts,
+    rows: list[dict[str, Any]],
+    pictures: ray.ObjectRef | None,
+    sampled: Captioned | None,
+) -> ray.ObjectRef:
+    """The images, as features where that does."""
     ids = [row["image_id"] for row in rows]
-    if sampled is not None and sampled.tower_digest is not None and facts.tower_digest == sampled.tower_digest:
+    if _has_features(facts, sampled):
         return actor.show.remote(ids, None, np.stack([sampled.features[image_id] for image_id in ids]))
-    return actor.show.remote(ids, [row["image"] for row in rows], None)
+    return actor.show.remote(ids, pictures, None)
 
 
 def _text_metrics(
-    settings: Settings, given: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]
+    settings: Settings, given: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]], found: _Images
 ) -> TextMetrics:
     human = {row["image_id"]: row["captions"] for row in rows}
-    images = {row["image_id"]: row["image"] for row in rows}
+    images = None
+    if settings.evaluation.vlm_judge:
+        images = dict(zip(human, found.pictures(rows), strict=True))
     return text_metrics(settings.evaluation, {image_id: own[0] for image_id, own in given.items()}, human, images)
 
 
@@ -309,7 +328,9 @@ def _judge_warnings(facts: Mapping[str, JudgeFacts]) -> list[str]:
     return []
 
 
-def _get(settings: Settings, reference, doing: str) -> Any:
-    timeout_s = settings.resources.start_timeout_s + settings.resources.step_timeout_s
-    late = f"a scorer didn't {doing} within {timeout_s:.0f} s: see `ray status` for free CPUs, or raise resources.step_timeout_s"
-    return get_within(reference, timeout_s, late)
+def _facts(settings: Settings, actors: Mapping[str, ActorHandle]) -> dict[str, JudgeFacts]:
+    timeout_s = settings.resources.start_timeout_s
+    late = f"{' and '.join(actors)} didn't load within {timeout_s:.0f} s: see `ray status` for what is free"
+    return dict(
+        zip(actors, get_within([actor.facts.remote() for actor in actors.values()], timeout_s, late), strict=True)
+    )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 
+from finecap_ray.config import ResourceSettings
 from finecap_ray.evaluation.clip_score import CLIP_PREFIX, clip_score, ref_clip_score
 from finecap_ray.evaluation.pools import PoolSet
 from finecap_ray.evaluation.ranking import Places, place_captions, retrieval_numbers
@@ -176,3 +179,15 @@ class _Texts:
 
 
 Judge = ray.remote(num_cpus=1)(PoolJudge)
+
+
+@contextmanager
+def started_judges(specs: Mapping[str, str], resources: ResourceSettings) -> Iterator[dict[str, ActorHandle]]:
+    """Actors of scorers (name -> what load_scorer takes), which share what one process may take of a GPU; gone afterwards."""
+    options = Judge.options(num_gpus=resources.gpus / max(len(specs), 1))
+    actors = {name: options.remote(spec, resources.threads) for name, spec in specs.items()}
+    try:
+        yield actors
+    finally:
+        for actor in actors.values():
+            ray.kill(actor)

@@ -16,8 +16,9 @@ from posixpath import splitext
 
 import numpy as np
 
+from finecap_ray.bags.truematch import bag_set_ids, read_truematch
 from finecap_ray.errors import ConfigError, DataError
-from finecap_ray.evaluation.caption_files import read_json
+from finecap_ray.sources.files import read_json
 
 IMAGECODE_SIZE = 10
 
@@ -76,24 +77,8 @@ def find_pools(against: str, image_ids: Sequence[str], seed: int, others: Sequen
 
 
 def read_bag_ids(path: str | Path) -> list[tuple[str, ...]]:
-    """The image ids of each bag of a TrueMatch file or of a bag set folder (every size).
-
-    Raises DataError for another form, a bag of fewer than 2 images, or one with an image twice.
-    """
-    if Path(path).is_dir():
-        return _bag_set_ids(Path(path))
-    tree = read_json(path)
-    lists = isinstance(tree, list) and all(isinstance(bag, list) for bag in tree)
-    if not lists or not all(isinstance(image_id, str | int) for bag in tree for image_id in bag):
-        raise DataError(f"{path} isn't a list of bags, each a list of image ids (TrueMatch's form)")
-    bags = [tuple(str(image_id) for image_id in bag) for bag in tree]
-    wrong = [bag for bag in bags if len(bag) < 2 or len(set(bag)) < len(bag)]
-    if wrong or not bags:
-        raise DataError(
-            f"{path}: {len(wrong)} of {len(bags)} bags have fewer than 2 images or one twice"
-            + (f", such as {list(wrong[0])}" if wrong else "")
-        )
-    return bags
+    """The image ids of each bag of a TrueMatch file or of a bag set folder (every size). Raises DataError for another form."""
+    return [tuple(bag) for bag in (bag_set_ids(path) if Path(path).is_dir() else read_truematch(path))]
 
 
 def read_imagecode(path: str | Path) -> dict[str, dict[int, str]]:
@@ -170,20 +155,3 @@ def _among(
         PoolSet(f"{kind} of {size}", size, tuple(pools), dependent=True) for size, pools in sorted(by_size.items())
     )
     return Found(sets, dict(left_out))
-
-
-def _bag_set_ids(folder: Path) -> list[tuple[str, ...]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = sorted(folder.glob("size=*/part-*.parquet"))
-    if not files:
-        raise DataError(f"{folder} isn't a bag set: it has no size=K/part-*.parquet")
-    bags = []
-    for file in files:
-        try:
-            column = pq.ParquetFile(file).read(columns=["images.list.element.image_id"])["images"]
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise DataError(f"{file} holds no bags: {error}") from None
-        bags += [tuple(image["image_id"] for image in bag) for bag in column.to_pylist()]
-    return bags

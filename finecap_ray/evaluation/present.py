@@ -42,7 +42,7 @@ def print_results(results: Mapping[str, Any], form: Format, console: Console) ->
     """JSON and Markdown go to standard output as they are, for a file or a pipe."""
     if form == "table":
         for part in as_tables(results):
-            console.print(part, highlight=False, markup=False)
+            console.print(part)
     else:
         print(as_json(results) if form == "json" else as_markdown(results))
 

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +21,11 @@ from finecap_ray.errors import ConfigError, DataError, UnsupportedError
 from finecap_ray.records import Rollout, vectors
 from finecap_ray.sampling.seeds import caption_seed
 
-Decoding = Literal["greedy", "best", "beam"]
-
 
 @dataclass(frozen=True, slots=True)
 class DecodingSpec:
-    """greedy; or best: of n samples the one that the captioner finds most probable."""
+    """Greedy, or of n samples the one that the captioner finds most probable."""
 
-    kind: Decoding
     n: int = 1
     temperature: float = 0.0
 
@@ -54,14 +50,14 @@ def parse_decoding(text: str, temperature: float) -> DecodingSpec:
     kind, _, count = text.partition(":")
     if kind == "beam":
         raise UnsupportedError(
-            "vLLM's beam search takes token prompts only (`Embeds prompts are not supported`), and what a ClipCap gives "
-            "its decoder are embeddings: use greedy, or best:N"
+            "an evaluation captions greedily, or takes the best of N samples (best:N); `finecap caption --beam` searches, where "
+            "the captioner is an image-text model"
         )
     if kind == "best" and count.isdigit() and int(count) >= 2:
-        return DecodingSpec("best", int(count), temperature)
+        return DecodingSpec(int(count), temperature)
     if text != "greedy":
         raise ConfigError(f"decoding {text!r} is unknown: greedy, or best:N with N of 2 or more")
-    return DecodingSpec("greedy")
+    return DecodingSpec()
 
 
 class CaptionActor:

@@ -11,17 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from finecap_ray.cluster import absolute, connect, work_within
+from finecap_ray.cluster import connect, work_within
 from finecap_ray.config import Settings
 from finecap_ray.errors import DataError
 from finecap_ray.evaluation.pools import random_pools
 from finecap_ray.evaluation.ranking import place_captions, retrieval_numbers
 from finecap_ray.evaluation.warrant import binding_accuracy, kendall_tau, swap_attributes
-from finecap_ray.sources import read_examples
+from finecap_ray.sources import ExampleSet
 from finecap_ray.sources.examples import is_for_choices
+from finecap_ray.specs import absolute_spec
 
 _EXPERT_COLUMNS = ("image_id", "caption", "ratings")
-_IMAGE_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +68,29 @@ def measure_scorers(settings: Settings, specs: Mapping[str, str], ratings: str |
 
     Raises DataError when no example is in a split whose name begins with `dev` or `val`.
     """
-    rows = read_examples(settings.data.examples).to_pylist()
+    examples = ExampleSet(settings.data.examples)
+    rows = examples.rows.to_pylist()
     dev = [row for row in rows if is_for_choices(row["split"])]
     if not dev:
-        splits = ", ".join(sorted({row["split"] for row in rows}))
         raise DataError(
-            f"a scorer is measured on images of a split whose name begins with dev or val, and there is none; the splits are {splits}"
+            "a scorer is measured on images of a split whose name begins with dev or val, and there is none; the splits are "
+            f"{', '.join(examples.splits())}"
         )
     rated = [] if ratings is None else read_ratings(ratings)
     wanted = {rating.image_id for rating in rated}
-    images = {row["image_id"]: row["image"] for row in rows if row["image_id"] in wanted}
+    found = {row["image_id"]: row["row"] for row in rows if row["image_id"] in wanted}
+    images = dict(zip(found, examples.pictures(list(found.values())), strict=True))
     connect(settings.resources)
-    shown = WarrantImages(*([row[name] for row in dev] for name in ("image_id", "image", "captions")))
+    shown = WarrantImages(
+        [row["image_id"] for row in dev],
+        examples.pictures([row["row"] for row in dev]),
+        [row["captions"] for row in dev],
+    )
     evaluation, threads = settings.evaluation, settings.resources.threads
     stored = [ray.put(own) for own in (shown, rated, images)]
     calls = {
-        name: _warrant.remote(
-            absolute(spec) if Path(spec).is_dir() else spec,
+        name: _warrant.options(num_gpus=settings.resources.gpus).remote(
+            absolute_spec(spec),
             *stored,
             evaluation.bootstrap_samples,
             settings.seed,
@@ -114,8 +120,7 @@ def _warrant(
     scorer = load_scorer(spec)
 
     def embed(ids: Sequence[str], images: Sequence[bytes]) -> dict[str, Any]:
-        batches = [list(images[start : start + _IMAGE_BATCH]) for start in range(0, len(images), _IMAGE_BATCH)]
-        return dict(zip(ids, (row for batch in batches for row in scorer.embed_images(batch)), strict=True))
+        return dict(zip(ids, scorer.embed_images(list(images)), strict=True)) if ids else {}
 
     captions = dict(zip(dev.image_ids, dev.captions, strict=True))
     rated = embed(list(rated_images), list(rated_images.values()))

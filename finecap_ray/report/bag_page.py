@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from finecap_ray.bags.bag_set import Shelf, read_manifest, shelves
 from finecap_ray.bags.stream import take_bags
-from finecap_ray.errors import DataError
 from finecap_ray.records import Bag, bags_from_arrow
-from finecap_ray.report.contact_sheet import data_uri
 from finecap_ray.report.templates import template
+from finecap_ray.report.thumbnails import data_uri
 
 PAGE_FILE = "bags.html"
-_SIDE, _QUALITY = 176, 80  # pixels and JPEG quality of the images on the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +62,10 @@ def _shown(bag: Bag, rank: int) -> ShownBag:
     images = tuple(
         ShownImage(
             image.image_id,
-            data_uri(_thumbnail(image.image, image.image_id), image.image_id),
+            data_uri(image.image, image.image_id),
             image.captions[0] if image.captions else "",
             float(similarity),
         )
         for image, similarity in zip(bag.images, others, strict=True)
     )
     return ShownBag(bag.bag_id, rank, bag.similarity, float(pairs.min()), float(pairs.max()), images)
-
-
-def _thumbnail(data: bytes, image_id: str) -> bytes:
-    out = io.BytesIO()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.thumbnail((_SIDE, _SIDE))
-            image.convert("RGB").save(out, "JPEG", quality=_QUALITY)
-    except (OSError, ValueError) as error:
-        raise DataError(f"image {image_id} of the bag set can't be decoded: {error}") from None
-    return out.getvalue()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from finecap_ray.config import Settings, load_settings
 from finecap_ray.settings_file import preset_names
+from finecap_ray.stages import leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +28,13 @@ def settings_diff(settings: Settings) -> SettingsDiff:
     """Compared with the preset of the same name where there is one; `name` and `run_dir` are no difference."""
     preset = settings.name in preset_names()
     base = load_settings(settings.name) if preset else Settings()
-    own, other = (dict(_flat(tree.model_dump(mode="json"))) for tree in (settings, base))
+    own, other = (dict(leaves(tree.model_dump(mode="json"))) for tree in (settings, base))
     changes = tuple(
         Change(key, _text(own.get(key)), _text(other.get(key)))
         for key in dict.fromkeys([*own, *other])
         if own.get(key) != other.get(key) and key not in ("name", "run_dir")
     )
     return SettingsDiff(f"preset {settings.name}" if preset else "the defaults", changes)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _text(value: Any) -> str:

@@ -86,7 +86,7 @@ class RewardPool:
         """`references` and `bank`: of the training images. Raises ConfigError for a reward of nothing."""
         self._needs_references = not component_weights(settings).keys().isdisjoint(NEED_REFERENCES)
         self.resources = resources
-        options = RewardActor.options(num_cpus=1, num_gpus=resources.gpus)
+        options = RewardActor.options(num_cpus=1, num_gpus=resources.scorer_gpus)
         shared = ray.put(references), ray.put(bank)  # once, not once per actor
         self.actors = [options.remote(scorer, settings, *shared, resources) for _ in range(resources.scorers)]
 

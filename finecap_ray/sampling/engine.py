@@ -29,6 +29,7 @@ from finecap_ray.precision import dtype_of
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.spec import SamplingSpec
+from finecap_ray.sampling.weights import as_engine_holds
 
 SUPPORTED_VLLM = ("0.29",)
 _OF_A_GPU = 0.9  # so much of its share vLLM asks for, and takes where no cache is said
@@ -93,6 +94,10 @@ class CaptionEngine:
             self.llm.llm_engine.reset_mm_cache()
         self._loaded = {name: tensors[name] for name in names}
         self.weights_version = weights_version
+
+    def as_held(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """The weights of a model of this architecture, as `load` takes them, in the types that this engine holds them in."""
+        return as_engine_holds(model.state_dict(), self.dtype, self._prefix or None)
 
     def fingerprints(self) -> dict[str, str]:
         """Of the tensors that were loaded, which therefore must not change meanwhile, by their names in the trained model."""

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings
@@ -78,7 +79,7 @@ class Sampler:
         from finecap_ray.captioners import load_captioner
 
         model, _ = load_captioner(captioner)
-        publish(self.board, weights_version, model.state_dict(), self.timeout_s)
+        publish(self.board, weights_version, self.engine.as_held(model), self.timeout_s)
 
     def sample(
         self,
@@ -99,7 +100,9 @@ class SamplerPool:
     def __init__(self, captioner: str, resources: ResourceSettings, logs: str) -> None:
         """The engines' own output goes to files in the folder `logs`."""
         self.resources = resources
-        self.board = WeightBoard.remote()
+        # On this node, which outlives the others: what a restarted sampler asks must not sit on one that may be taken away.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board = WeightBoard.options(scheduling_strategy=here).remote()
         self._published: ray.ObjectRef = ray.put(None)  # what was sent last
         options = Sampler.options(num_cpus=1, num_gpus=resources.gpus)
         self.samplers = [

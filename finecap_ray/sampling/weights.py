@@ -60,6 +60,7 @@ class WeightBoard:
         """Ray doesn't call before `after` is there. Raises ValueError when `version` isn't newer than the one held: weights never go back."""
         if self._newest is not None and version <= self._newest.version:
             raise ValueError(f"weights {version} published after {self._newest.version}")
+        self._newest = None  # else the store would hold these weights twice, and the ones before
         self._newest = Weights(version, ray.put(tensors))
 
     def latest(self) -> Weights | None:
@@ -83,15 +84,16 @@ def as_engine_holds(
 ) -> dict[str, torch.Tensor]:
     """The weights of a model that trains as an engine of that type holds them: half the bytes to send where that is bfloat16.
 
-    Names that begin with `beside` run beside the engine, as they are trained. Tied tensors stay tied.
+    They are in the memory of the CPU. Names that begin with `beside` run beside the engine, as they are trained. Tied tensors stay
+    tied.
     """
     held: dict[tuple, torch.Tensor] = {}
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
 
     return {
-        name: tensor if beside is not None and name.startswith(beside) else _once(held, tensor, cast)
+        name: tensor.cpu() if beside is not None and name.startswith(beside) else _once(held, tensor, cast)
         for name, tensor in state_dict.items()
     }
 

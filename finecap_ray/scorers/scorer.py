@@ -85,7 +85,7 @@ class Scorer:
         tokens = self.tokenizer(unique)
         # Texts of like length share a batch, and a Hugging Face tower needs no padding past the longest of them.
         cuts = isinstance(getattr(self.model, "text", None), HFTextEncoder)
-        own_lengths = text_lengths(tokens)
+        own_lengths = text_lengths(tokens, self.tokenizer)
         lengths = own_lengths if cuts else torch.full((len(tokens),), tokens.shape[1])
         order = lengths.argsort(stable=True)
         batches = [tokens[rows, : int(lengths[rows].max())] for rows in order.split(_TEXT_BATCH)]
@@ -101,15 +101,17 @@ class Scorer:
 
     def truncated(self, texts: list[str]) -> Float[Tensor, n]:
         """1 where a text fills the scorer's context (its end is cut, or just fits), else 0."""
-        return self._full(text_lengths(self.tokenizer(texts)))
+        return self._full(text_lengths(self.tokenizer(texts), self.tokenizer))
 
     def _full(self, lengths: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return (lengths == self.tokenizer.context_length).float()
 
 
-def text_lengths(tokens: Tensor) -> Tensor:
-    """Tokens [n, T] padded with 0 on the right -> number of tokens of each row."""
-    return (tokens != 0).sum(dim=1)
+def text_lengths(tokens: Tensor, tokenizer) -> Tensor:
+    """Tokens [n, T] of a tokenizer of open_clip, padded on the right -> number of tokens of each row."""
+    # open_clip's own pads with 0, the others wrap one of Hugging Face.
+    inner = getattr(tokenizer, "tokenizer", None)
+    return (tokens != (0 if inner is None else inner.pad_token_id)).sum(dim=1)
 
 
 def check_scorer(spec: str | Path) -> None:

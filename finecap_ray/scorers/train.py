@@ -207,6 +207,7 @@ class _TextTable:
         self.damaged = {text: [damage(text, vocabulary, rng) for _ in range(_DAMAGED_COPIES)] for text in unique}
         every = list(dict.fromkeys([*unique, *(copy for copies in self.damaged.values() for copy in copies)]))
         self.row = {text: index for index, text in enumerate(every)}
+        self.tokenizer = tokenizer
         self.tokens = tokenizer(every).to(next(model.parameters()).device)
         self.pooled = self.pool(self.tokens) if frozen else None
 
@@ -221,14 +222,14 @@ class _TextTable:
             return self.pooled[rows]
         tokens = self.tokens[rows]
         if isinstance(self.model.text, HFTextEncoder):  # needs no padding past the longest of them
-            tokens = tokens[:, : int(text_lengths(tokens).max())]
+            tokens = tokens[:, : int(text_lengths(tokens, self.tokenizer).max())]
         return self.model.encode_text(tokens)
 
     @torch.no_grad()
     def pool(self, tokens: Tensor) -> Tensor:
         """Pooled output of the frozen tower for texts, in batches of like length."""
         text = self.model.text.eval()
-        lengths = text_lengths(tokens)
+        lengths = text_lengths(tokens, self.tokenizer)
         order = lengths.argsort(stable=True)
         pooled = []
         for rows in order.split(256):

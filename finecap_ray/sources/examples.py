@@ -33,7 +33,8 @@ def is_for_choices(split: str) -> bool:
 
 
 class ExampleSet:
-    """Examples in EXAMPLE_SCHEMA: `fluent` (embedded), a parquet file, a folder of them, or what `finecap import` wrote."""
+    """Examples in EXAMPLE_SCHEMA, each with an id of its own: `fluent` (embedded), a parquet file, a folder of them, or what
+    `finecap import` wrote."""
 
     def __init__(self, spec: str) -> None:
         """Reads the footers of the files. Raises DataError where there is nothing to read, or a column is absent or of another type."""
@@ -58,16 +59,28 @@ class ExampleSet:
 
     @cached_property
     def labels(self) -> pa.Table:
-        """Of every example all but its picture."""
-        return self._table(0, len(self), _LABELS)
+        """Of every example all but its picture. Raises DataError where two have one id."""
+        labels = self._table(0, len(self), _LABELS)
+        counts = pc.value_counts(labels["image_id"])
+        twice = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
+        if len(twice):
+            raise DataError(
+                f"{self.spec}: {len(twice)} ids belong to several examples, such as {twice[0].as_py()!r}; "
+                "`finecap import` keeps the first of each"
+            )
+        return labels
 
     def split(self, name: str) -> pa.Table:
         """The labels of a split, and the `row` of each example. Raises DataError, naming the splits there are, where it is empty."""
-        labels = self.labels.append_column("row", pa.array(range(len(self)), pa.int64()))
-        inside = labels.filter(pc.equal(labels["split"], name))
+        inside = self.rows.filter(pc.equal(self.rows["split"], name))
         if not len(inside):
             raise DataError(f"no example is in split {name!r}; the splits are {', '.join(self.splits())}")
         return inside
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """The labels, and the number of each example as `row`."""
+        return self.labels.append_column("row", pa.array(range(len(self)), pa.int64()))
 
     def splits(self) -> list[str]:
         return sorted(pc.unique(self.labels["split"]).to_pylist())
@@ -88,7 +101,8 @@ class ExampleSet:
 
     @cached_property
     def digest(self) -> str:
-        """Of all their content, however it is divided into files. Reads everything once."""
+        """Of all their content, however it is divided into files. Reads everything once. Raises DataError as `labels` does."""
+        _ = self.labels
         digest = hashlib.sha256()
         for start in range(0, len(self), _ROWS_PER_PAGE):
             update_digest(digest, self.page(start, _ROWS_PER_PAGE))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
@@ -69,3 +72,21 @@ def read_text(path: str) -> str:
         raise DataError(f"{path} isn't UTF-8 text: {error}") from None
     except OSError as error:
         raise DataError(f"{path} can't be read: {error}") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """Of UTF-8 text, with or without a byte order mark. Raises DataError for anything else, and for a key that comes twice."""
+    try:
+        return json.loads(read_text(str(path)), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} can't be read as JSON: {error}") from None
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of the pairs of a JSON object: of a key that comes twice, json would keep the last without a word."""
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} comes twice; several captions of an image are a list")
+    return tree

@@ -19,7 +19,7 @@ AVERAGE_FILE = "average.safetensors"  # in a checkpoint, beside the weights that
 
 
 class WeightAverage(TrainerCallback):
-    """Of what trains, from the start on, and in the model when training ends: a_0 = w_0, a_t = decay a_{t-1} + (1 - decay) w_t.
+    """Exponential moving average of the weights that train, copied into the model when training ends: a_0 = w_0, a_t = decay a_{t-1} + (1 - decay) w_t.
 
     w_t are the weights after optimizer step t (of LoRA both factors, each by itself), so 1 / (1 - decay) steps count, and of a shorter run the
     start does too. WARP (Rame 2024, arXiv:2406.16768) finds that such averages keep more of the start for the same reward.
@@ -60,7 +60,7 @@ class WeightAverage(TrainerCallback):
 
 @torch.no_grad()
 def mix_into(start: PreTrainedModel, weights: Mapping[str, Tensor], share: float) -> None:
-    """start <- (1 - share) start + share weights, in place: what both ends of the line do well stays, what one does badly is lost.
+    """Interpolates in place: start = (1 - share) start + share weights.
 
     WiSE-FT (Wortsman 2022, arXiv:2109.01903). `weights` are those of the captioner by name, LoRA merged. Tied weights are mixed once.
     """

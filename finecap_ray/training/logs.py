@@ -11,6 +11,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
+from finecap_ray.training.metrics_file import read_metrics
+
 
 class MetricsFile(TrainerCallback):
     """Appends every logged row to a JSON-lines file, numbers only; with `events`, to TensorBoard as well.
@@ -19,14 +21,21 @@ class MetricsFile(TrainerCallback):
     """
 
     def __init__(self, path: Path, events: Path | None = None, updates_per_step: int = 1) -> None:
-        self.path, self.updates_per_step = path, updates_per_step
-        self.writer = SummaryWriter(str(events)) if events else None
+        self.path, self.events, self.updates_per_step = path, events, updates_per_step
+        self.writer: SummaryWriter | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        """Takes away what a killed run left of a line: the next one would be written behind it."""
-        if state.is_world_process_zero and self.path.is_file():
-            text = self.path.read_bytes()
-            os.truncate(self.path, text.rfind(b"\n") + 1)
+        """Takes away what a killed run has logged since the checkpoint that training goes on from: it is about to come again."""
+        if not state.is_world_process_zero:
+            return
+        step = state.global_step // self.updates_per_step
+        if self.path.is_file():
+            lines = (json.dumps(row) + "\n" for row in read_metrics(self.path) if row["step"] <= step)
+            kept = self.path.with_name(f".{self.path.name}.kept")
+            kept.write_text("".join(lines), encoding="utf-8")
+            kept.replace(self.path)
+        if self.events:
+            self.writer = SummaryWriter(str(self.events), purge_step=step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import DeadlineError, FinecapError
+from finecap_ray.training.workers import WAITS
 
 
 def run_workers(
@@ -35,7 +36,7 @@ def run_workers(
     trainer = TorchTrainer(
         partial(_run_worker, work),
         torch_config=TorchConfig(
-            backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(resources.step_timeout_s)
+            backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(WAITS * resources.step_timeout_s)
         ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from finecap_ray.training.trainer import RolloutFunction, ScoredRollouts
 
 # What worker 0 may wait for, each up to a step's timeout, while the others wait for it: publishing, fingerprints, captions
-# and their rewards, greedy captions and theirs.
-_WAITS = 6
+# and their rewards, greedy captions and theirs. Saving the last checkpoint, which they wait for as well, may take as long.
+WAITS = 6
 
 
 class SharedRollouts:
@@ -36,7 +36,7 @@ class SharedRollouts:
     def __init__(self, rollouts: RolloutFunction, timeout_s: float) -> None:
         """`timeout_s`: of each thing that `rollouts` waits for."""
         self._rollouts = rollouts
-        self._timeout_s = _WAITS * timeout_s
+        self._timeout_s = WAITS * timeout_s
         self._rank, self._workers = dist.get_rank(), dist.get_world_size()
         # Records go from CPU to CPU, also where the gradients go by NCCL.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s))

@@ -46,6 +46,7 @@ def test_ids_are_text():
         ("{}", "isn't a list of bags"),
         ("[]", "isn't a list of bags"),
         ("[1, 2]", "isn't a list of bags"),
+        ("[[1, null]]", "isn't a list of bags"),
         ("[[1, 2], [3, 3]]", "bag 1 of .* has 2 images, 1 of them distinct"),
         ("[[1]]", "bag 0 of .* has 1 images"),
     ],
@@ -57,5 +58,5 @@ def test_what_is_no_list_of_bags(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there(bag_source, tmp_path):
-    with pytest.raises(DataError, match="can't be read as JSON"):
+    with pytest.raises(DataError, match=r"no\.json can't be read"):
         build_bags(replace(bag_source), tmp_path, (2,), BagSettings(truematch=str(tmp_path / "no.json")), seed=0)

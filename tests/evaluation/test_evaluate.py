@@ -151,8 +151,8 @@ def test_best_of_n_is_the_most_probable_sample_and_images_that_cannot_be_read_ar
         arguments = (str(captioner_folder), settings.tower, decoding, settings.resources)
         return caption_images(ids, images, *arguments, 0, batch_size=4, max_bad_fraction=0.5)
 
-    best = made(DecodingSpec("best", 3, 0.01), emoji.images[:6])
-    greedy = made(DecodingSpec("greedy"), [*emoji.images[:6], b"broken"])
+    best = made(DecodingSpec(3, 0.01), emoji.images[:6])
+    greedy = made(DecodingSpec(), [*emoji.images[:6], b"broken"])
     assert list(best.captions) == emoji.image_ids[:6]
     assert best.captions == greedy.captions
     assert (best.left_out, greedy.left_out) == ({}, {"undecodable": 1})
@@ -168,10 +168,10 @@ def test_too_many_images_without_a_caption_are_an_error(bad, max_bad_fraction):
 
 
 def test_decodings():
-    assert parse_decoding("best:8", 0.7) == DecodingSpec("best", 8, 0.7)
+    assert parse_decoding("best:8", 0.7) == DecodingSpec(8, 0.7)
     with pytest.raises(ConfigError, match="'best' is unknown"):
         parse_decoding("best", 0.7)
-    with pytest.raises(UnsupportedError, match="beam search takes token prompts only"):
+    with pytest.raises(UnsupportedError, match="captions greedily, or takes the best of N"):
         parse_decoding("beam:5", 0.7)
 
 

@@ -8,14 +8,18 @@ import sys
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import load_file
-from transformers import AutoModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModel, PreTrainedTokenizerFast
 
 from finecap_ray.config import JudgeSettings, ScorerSettings
 from finecap_ray.errors import DataError
 from finecap_ray.scorers.images import CaptionedFeatures, ImageTable, Standard
 from finecap_ray.scorers.packages import minilm_folder
-from finecap_ray.scorers.scorer import WEIGHTS_FILE, Scorer, load_scorer
+from finecap_ray.scorers.scorer import WEIGHTS_FILE, Scorer, load_scorer, text_lengths
 from finecap_ray.scorers.train import _Best, _TextTable, train_scorer
 
 TEXTS = ["a red apple", "", "a green pear on a plate", "a red apple"]
@@ -136,6 +140,14 @@ def test_the_weights_with_the_best_recall_on_dev_stay(folder, emoji, tower):
 
 def test_scorers_that_differ_have_digests_that_differ(scorer_folder, judge_folder):
     assert load_scorer(scorer_folder).digest != load_scorer(judge_folder).digest
+
+
+def test_the_padding_of_a_text_is_what_its_tokenizer_pads_with(tmp_path):
+    words = Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2, "pear": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    tokenizer = HFTokenizer(str(tmp_path), context_length=4)
+    assert text_lengths(tokenizer(["a plum", "a pear a pear a"]), tokenizer).tolist() == [2, 4]
 
 
 def test_a_caption_that_fills_the_context_is_reported(folder):

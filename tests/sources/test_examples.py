@@ -54,6 +54,16 @@ def test_tables_that_are_no_examples(tmp_path, rows, message):
         read_examples(str(tmp_path))
 
 
+def test_two_examples_of_one_id(tmp_path):
+    pq.write_table(table([*ROWS, ROWS[1]], schema=EXAMPLE_SCHEMA), tmp_path / "a.parquet")
+    examples = ExampleSet(str(tmp_path))
+    for read in (lambda: examples.digest, lambda: examples.split("train")):
+        with pytest.raises(
+            DataError, match="1 ids belong to several examples, such as 'b'; `finecap import` keeps the first"
+        ):
+            read()
+
+
 def test_nothing_to_read(tmp_path):
     with pytest.raises(DataError, match=r"no examples at .*nowhere"):
         read_examples(str(tmp_path / "nowhere"))

@@ -196,10 +196,12 @@ def test_an_order_learns_the_epoch_that_a_training_resumes():
     assert list(order) == third
 
 
-def test_a_line_that_a_killed_run_left_half_is_taken_away(tmp_path):
+def test_what_a_killed_run_logged_after_its_checkpoint_is_taken_away(tmp_path):
     path = tmp_path / METRICS_FILE
-    path.write_text('{"step": 1}\n{"step": 2, "rew')
-    file, state = MetricsFile(path), TrainerState(global_step=2, is_world_process_zero=True)
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "rew')
+    file, state = MetricsFile(path, updates_per_step=2), TrainerState(global_step=4, is_world_process_zero=True)
     file.on_train_begin(None, state, None)
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    state.global_step = 6
     file.on_log(None, state, None, {"reward": 0.5})
-    assert read_metrics(path) == [{"step": 1}, {"step": 2, "reward": 0.5}]
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "reward": 0.5}]
