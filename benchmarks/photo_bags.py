@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from human_ceiling import DATA, RESULTS, TOWER, photo_features
 
 from finecap_ray.bags.build import build_bags
+from finecap_ray.bags.describe import describe_bags
 from finecap_ray.bags.source import BagSource
 from finecap_ray.config import BagSettings
-from finecap_ray.facts import describe_bags
 from finecap_ray.scorers.tower import load_tower
 
 RUN = Path("runs/photo_bags")

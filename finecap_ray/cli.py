@@ -141,7 +141,7 @@ def bags_build(overrides: Overrides = None, config: Config = "demo") -> None:
     """Mines the bags of the training split and of the evaluation's."""
     pipeline = _pipeline(load_settings(config, overrides or []))
     from finecap_ray.bags.bag_set import read_manifest
-    from finecap_ray.facts import describe_bags
+    from finecap_ray.bags.describe import describe_bags
 
     for split in dict.fromkeys(["train", *pipeline.settings.evaluation.groups.values()]):
         console.print(describe_bags(read_manifest(pipeline.bags(split).folder)))

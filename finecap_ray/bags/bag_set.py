@@ -31,7 +31,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def check_scorer(manifest: dict[str, Any], scorer_digest: str) -> None:
+def check_bags_scorer(manifest: dict[str, Any], scorer_digest: str) -> None:
     """Raises MismatchError unless the embeddings in the bags are those of this scorer."""
     made_by = manifest["scorer"]
     if made_by["digest"] != scorer_digest:

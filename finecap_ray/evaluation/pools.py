@@ -44,14 +44,14 @@ class PoolSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundPools:
     """What a specification gave: pool sets, and what was left out of them by reason."""
 
     sets: tuple[PoolSet, ...]
     left_out: dict[str, int]
 
 
-def find_pools(against: str, image_ids: Sequence[str], seed: int, others: Sequence[str] = ()) -> Found:
+def find_pools(against: str, image_ids: Sequence[str], seed: int, others: Sequence[str] = ()) -> FoundPools:
     """The pools of a specification, over the images that have captions. In bags and sets `others` may compete too.
 
     Raises ConfigError for a specification of no known form, DataError for a file that isn't as it says, or for too few images.
@@ -61,9 +61,9 @@ def find_pools(against: str, image_ids: Sequence[str], seed: int, others: Sequen
         case "bags" if what:
             return _among(read_bag_ids(what), image_ids, others, "bags", what)
         case "random" if what.isdecimal():
-            return Found((random_pools(image_ids, int(what), seed),), {})
+            return FoundPools((random_pools(image_ids, int(what), seed),), {})
         case "all" if not what:
-            return Found((all_images(image_ids),), {})
+            return FoundPools((all_images(image_ids),), {})
         case "imagecode" if what:
             described = read_imagecode(what)
             named = {splitext(image_id)[0]: image_id for image_id in (*image_ids, *others)}
@@ -129,7 +129,7 @@ def _among(
     kind: str,
     path: str,
     asked: Sequence[tuple[int, ...]] | None = None,
-) -> Found:
+) -> FoundPools:
     """The bags whose images are all there and ask about one that has a caption, by size; the others are counted."""
     captioned = set(image_ids)
     there = captioned.union(others)
@@ -154,4 +154,4 @@ def _among(
     sets = tuple(
         PoolSet(f"{kind} of {size}", size, tuple(pools), dependent=True) for size, pools in sorted(by_size.items())
     )
-    return Found(sets, dict(left_out))
+    return FoundPools(sets, dict(left_out))

@@ -44,9 +44,8 @@ class Sampler:
         """torch's name of the type that the engine computes in."""
         return str(self.engine.dtype).removeprefix("torch.")
 
-    def sync(self, weights_version: int) -> float:
-        """Holds weights of at least `weights_version` afterwards. Returns the seconds it took; raises StaleWeightsError."""
-        started = time.perf_counter()
+    def sync(self, weights_version: int) -> None:
+        """Holds weights of at least `weights_version` afterwards. Raises StaleWeightsError."""
         if self.engine.weights_version < weights_version:
             newest: Weights | None = self._from_board(self.board.latest.remote())
             if newest is None or newest.version < weights_version:
@@ -55,7 +54,6 @@ class Sampler:
                     f"captions of weights {weights_version} were asked for, the board holds {held}: publish them first"
                 )
             self._load(newest.version, self._from_board(newest.tensors))
-        return time.perf_counter() - started
 
     def take(self, weights_version: int, tensors: dict[str, Stored]) -> None:
         """Loads these weights, unless it has newer ones."""

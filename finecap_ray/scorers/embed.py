@@ -25,8 +25,9 @@ from jaxtyping import Float16
 
 from finecap_ray.config import DataSettings, ResourceSettings, TowerSettings
 from finecap_ray.errors import DataError
+from finecap_ray.images import decode_image
 from finecap_ray.records import FEATURE_SCHEMA, vectors
-from finecap_ray.scorers.tower import decode_image, load_tower
+from finecap_ray.scorers.tower import load_tower
 from finecap_ray.sources.examples import ExampleSet, update_digest
 
 FEATURES_FOLDER = "features"

@@ -15,7 +15,8 @@ from timm.layers import AttentionPool2d
 from torch import Tensor, nn
 
 from finecap_ray.config import ScorerSettings
-from finecap_ray.scorers.tower import FrozenTower, decode_image
+from finecap_ray.images import decode_image
+from finecap_ray.scorers.tower import FrozenTower
 
 _BATCH = 64
 _MEASURED = 512  # maps that mean and deviation are taken of

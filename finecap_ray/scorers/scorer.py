@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finecap_ray.errors import DataError, UnsupportedError
+from finecap_ray.images import decode_image
 from finecap_ray.scorers import smollm2_text  # noqa: F401 (registers its architecture)
 from finecap_ray.scorers.digest import weight_digest
-from finecap_ray.scorers.tower import decode_image, device
+from finecap_ray.scorers.tower import device
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"

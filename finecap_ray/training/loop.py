@@ -13,13 +13,12 @@ import ray.train
 import torch
 from transformers import TrainerCallback
 
-from finecap_ray.bags.bag_set import check_scorer, read_manifest
+from finecap_ray.bags.bag_set import check_bags_scorer, read_manifest
 from finecap_ray.bags.history import plan_from
 from finecap_ray.bags.plan import RunPlan
 from finecap_ray.bags.stream import read_bank, stream_bags
 from finecap_ray.captioners.family import Family
 from finecap_ray.config import Settings
-from finecap_ray.errors import ConfigError
 from finecap_ray.records import Bag, BagImage, Rollout
 from finecap_ray.rewards.actor import RewardPool
 from finecap_ray.rewards.combine import images_with_signal
@@ -129,7 +128,7 @@ def _worker(config: dict[str, Any]) -> None:
             *job.callbacks,
         ],
     )
-    check_scorer(manifest, job.rewards.digest())
+    check_bags_scorer(manifest, job.rewards.digest())
     own.engine_dtype = getattr(torch, job.samplers.wait_until_ready())
     trainer.train(resume_from_checkpoint=job.resume_from)
     if trainer.is_world_process_zero():
@@ -247,9 +246,4 @@ def _reward_request(bags: list[Bag], rollouts: list[Rollout]) -> RewardRequest:
 
 def estimator(name: str):
     """The advantage of that name; `greedy` takes the rewards of greedy captions beside the others."""
-    match name:
-        case "running_mean":
-            return advantages.RunningMean()
-        case "leave_one_out" | "group_mean" | "group_normalised" | "batch_mean" | "greedy":
-            return getattr(advantages, name)
-    raise ConfigError(f"no advantage {name!r}")
+    return advantages.RunningMean() if name == "running_mean" else getattr(advantages, name)

@@ -67,7 +67,7 @@ class SharedRollouts:
 
 
 def divide(scored: ScoredRollouts, shares: list[list[Bag]]) -> list[ScoredRollouts]:
-    """What each worker takes of the captions of all: its own, and where they begin; the rewards of all of them."""
+    """What each worker takes: its own captions and where they begin among all, and the rewards of all."""
     images = [sum(len(bag.images) for bag in bags) for bags in shares]
     per_image = len(scored.rollouts) // sum(images)
     bounds = pairwise([0, *(per_image * end for end in accumulate(images))])

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from finecap_ray.bags.bag_set import check_scorer, read_manifest, shelves
+from finecap_ray.bags.bag_set import check_bags_scorer, read_manifest, shelves
 from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.stream import read_bags
 from finecap_ray.config import BagSettings
@@ -109,9 +109,9 @@ def test_comparing_captions_needs_their_embeddings(bag_source, tmp_path):
 def test_bags_of_another_scorer_are_refused_with_both_digests(bag_folder, bag_source):
     manifest = read_manifest(bag_folder)
     own = bag_source.scorer["digest"]
-    check_scorer(manifest, own)
+    check_bags_scorer(manifest, own)
     with pytest.raises(MismatchError, match=rf"\({own}\), the reward's scorer is feedbeef"):
-        check_scorer(manifest, "feedbeef")
+        check_bags_scorer(manifest, "feedbeef")
 
 
 def test_a_folder_without_a_manifest_is_not_a_bag_set(tmp_path):
