@@ -107,13 +107,13 @@ def test_an_evaluation_of_what_does_not_fit_is_refused_before_ray_starts(capsys,
     code, _, err = run(capsys, "evaluate", "--captions", str(file))
     assert code == 2 and "no image of fluent" in err
     code, _, err = run(capsys, "evaluate", "--captions", str(file), "evaluation.decoding=beam:5")
-    assert code == 2 and "beam search takes token prompts only" in err
+    assert code == 2 and "captions greedily, or takes the best of N" in err
     code, _, err = run(capsys, "evaluate", "--checkpoint", str(tmp_path))
     assert code == 2 and "is not a captioner" in err
     code, _, err = run(capsys, "evaluate", "--captions", str(file), "--captions-out", str(tmp_path / "out.json"))
     assert code == 2 and "--captions-out is for the captions of a --checkpoint" in err
     code, _, err = run(capsys, "evaluate", "--judge", "ViT-B-32/openai", f"run_dir={tmp_path / 'run'}")
-    assert code == 2 and "--judge, --reward-scorer and --split are for --captions or a --checkpoint" in err
+    assert code == 2 and "--judge, --reward-scorer, --split and --against are for --captions or a --checkpoint" in err
 
 
 def test_a_captions_file_is_evaluated_as_json_and_markdown(capsys, ray_session, judge_folder, tmp_path):

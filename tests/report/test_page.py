@@ -185,9 +185,13 @@ def test_a_run_without_steps_or_bags_has_a_report(tmp_path):
     assert "Bags of look-alikes" not in text
 
 
-def test_what_browsers_do_not_show_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"image red begins with b'BM"):
-        written(tmp_path, bags=[ReportBag("b", 1.0, "seen", (report_image("red", 1, 1, image=picture("red", "BMP")),))])
+def test_what_browsers_do_not_show_is_made_webp_and_what_is_no_image_refused(tmp_path):
+    def shown(image: bytes) -> str:
+        return written(tmp_path, bags=[ReportBag("b", 1.0, "seen", (report_image("red", 1, 1, image=image),))])
+
+    assert "data:image/webp;base64," in shown(picture("red", "BMP"))
+    with pytest.raises(DataError, match="image red: not a decodable image"):
+        shown(b"no image")
 
 
 def test_several_runs_side_by_side(tmp_path):
