@@ -91,7 +91,6 @@ def main() -> None:
 
 def make_run(run_dir: str) -> Settings:
     """Scorer, captioner and bags of the embedded data, trained for a moment; their quality doesn't matter here."""
-
     from finecap_ray.pipeline import Pipeline
     from finecap_ray.progress import Narrator
     from finecap_ray.stages import Stages

@@ -13,7 +13,7 @@ from finecap_ray.preflight import check_engine
 
 # Two nodes on this machine; the second claims a GPU. In a process of its own, for a process is in one cluster.
 TWO_NODES = """
-import json, sys, tempfile
+import json, sys
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster

@@ -18,10 +18,10 @@ from ray.actor import ActorHandle
 
 from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import read_bags
-from finecap_ray.cluster import get_within, work_within
+from finecap_ray.cluster import work_within
 from finecap_ray.config import ResourceSettings, Settings
 from finecap_ray.evaluation.captions import caption_metrics, text_statistics
-from finecap_ray.evaluation.judging import SAME_SCORER, BagReply, started_judges
+from finecap_ray.evaluation.judging import SAME_SCORER, BagReply, judge_facts, started_judges
 from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.retrieval import bootstrap_gain_interval, bootstrap_interval
 from finecap_ray.records import Bag, BagImage, Rollout
@@ -181,11 +181,7 @@ def _ask(
     """What each scorer says of every caption in its bag, and the scorers' digests."""
     ids = [image.image_id for image in images]
     features = np.stack([image.features for image in images])
-    late = (
-        f"{' and '.join(actors)} didn't start within {resources.start_timeout_s:.0f} s: see `ray status` for free CPUs"
-    )
-    starting = [actor.facts.remote() for actor in actors.values()]
-    facts = dict(zip(actors, get_within(starting, resources.start_timeout_s, late), strict=True))
+    facts = judge_facts(actors, resources)
     shown, replies = [], {}
     for name, actor in actors.items():
         own_tower = facts[name].tower_digest == tower

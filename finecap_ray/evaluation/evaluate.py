@@ -20,11 +20,11 @@ import ray
 from ray.actor import ActorHandle
 
 from finecap_ray.captioning import run_folder
-from finecap_ray.cluster import absolute, connect, get_within, work_within
+from finecap_ray.cluster import absolute, connect, work_within
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.evaluation.caption_files import read_captions, read_references
-from finecap_ray.evaluation.judging import SAME_SCORER, JudgeFacts, started_judges
+from finecap_ray.evaluation.judging import SAME_SCORER, JudgeFacts, judge_facts, started_judges
 from finecap_ray.evaluation.pools import PoolSet, find_pools
 from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.sample import Captioned, DecodingSpec, caption_images, parse_decoding
@@ -87,7 +87,9 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
     sampled = None
     if given is None:
         with started_judges(scorers, settings.resources) as actors:
-            _facts(settings, actors)  # before captions are made, which can take hours; and their GPU is needed then
+            judge_facts(
+                actors, settings.resources
+            )  # before captions are made, which can take hours; and their GPU is needed then
         sampled = _sample(settings, rows, found.pictures(rows), absolute(request.checkpoint), decoding)
         left_out |= {f"images: {reason}": count for reason, count in sampled.left_out.items()}
         given = {image_id: [caption] for image_id, caption in sampled.captions.items()}
@@ -103,7 +105,7 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
     human = {row["image_id"]: list(row["captions"]) for row in rows if row["captions"]}
     answers = {}
     with started_judges(scorers, settings.resources) as actors:
-        facts = _facts(settings, actors)
+        facts = judge_facts(actors, settings.resources)
         pictures = (
             None if all(_has_features(own, sampled) for own in facts.values()) else ray.put(found.pictures(shown))
         )
@@ -326,11 +328,3 @@ def _judge_warnings(facts: Mapping[str, JudgeFacts]) -> list[str]:
     if REWARD_SCORER in facts and facts[JUDGE].digest == facts[REWARD_SCORER].digest:
         return [SAME_SCORER.format(digest=facts[JUDGE].digest)]
     return []
-
-
-def _facts(settings: Settings, actors: Mapping[str, ActorHandle]) -> dict[str, JudgeFacts]:
-    timeout_s = settings.resources.start_timeout_s
-    late = f"{' and '.join(actors)} didn't load within {timeout_s:.0f} s: see `ray status` for what is free"
-    return dict(
-        zip(actors, get_within([actor.facts.remote() for actor in actors.values()], timeout_s, late), strict=True)
-    )

@@ -13,6 +13,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from finecap_ray.cluster import get_within
 from finecap_ray.config import ResourceSettings
 from finecap_ray.evaluation.clip_score import CLIP_PREFIX, clip_score, ref_clip_score
 from finecap_ray.evaluation.pools import PoolSet
@@ -191,3 +192,10 @@ def started_judges(specs: Mapping[str, str], resources: ResourceSettings) -> Ite
     finally:
         for actor in actors.values():
             ray.kill(actor)
+
+
+def judge_facts(actors: Mapping[str, ActorHandle], resources: ResourceSettings) -> dict[str, JudgeFacts]:
+    """Of actors that are starting. Raises what their start raised, DeadlineError where it takes too long."""
+    late = f"{' and '.join(actors)} didn't start within {resources.start_timeout_s:.0f} s: see `ray status` for what is free"
+    starting = [actor.facts.remote() for actor in actors.values()]
+    return dict(zip(actors, get_within(starting, resources.start_timeout_s, late), strict=True))

@@ -11,7 +11,7 @@ from finecap_ray.captioners import load_captioner
 from finecap_ray.captioners.clipcap import ClipCapConfig, ClipCapForConditionalGeneration
 from finecap_ray.config import Settings, TrainableSettings, load_settings
 from finecap_ray.errors import ConfigError, MismatchError
-from finecap_ray.preflight import check_captioner
+from finecap_ray.preflight import check, check_captioner
 from finecap_ray.training.parts import load_trained, merged_weights, save_trained, set_trainable, share_frozen
 
 LORA = TrainableSettings(decoder="lora", lora_rank=2, lora_alpha=6)  # scale 3
@@ -178,3 +178,5 @@ def test_adapters_that_fit_nowhere_are_refused_before_ray_starts(tiny_captioner,
         settings = Settings.model_validate({"captioner": {"spec": spec}, "rl": {"trainable": trainable.model_dump()}})
         with pytest.raises(ConfigError, match=message):
             check_captioner(settings)
+    with pytest.raises(ConfigError, match=message):  # as --dry-run and every run do, of the decoder that MLE would make
+        check(Settings.model_validate({"rl": {"trainable": trainable.model_dump()}}))
