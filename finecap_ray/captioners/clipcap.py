@@ -35,6 +35,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from finecap_ray.captioners.mapper import Mapper, MapperKind
 
 IMAGE_TOKEN = "<image>"
+_SCORED_TOGETHER = 64
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}" + IMAGE_TOKEN + "{% endif %}"
@@ -218,8 +219,11 @@ class ClipCapForConditionalGeneration(ClipCapPreTrainedModel, GenerationMixin):
         )
         if labels is not None and self.training:
             scored = labels[:, 1:] != -100
-            logits = self.lm_head(outputs.last_hidden_state[:, :-1][scored])
-            loss = nn.functional.cross_entropy(logits.float(), labels[:, 1:][scored])
+            hidden, targets = outputs.last_hidden_state[:, :-1][scored], labels[:, 1:][scored]
+            # A CPU compiles a kernel for each shape that it meets: their number is kept small.
+            short = -len(targets) % _SCORED_TOGETHER
+            logits = self.lm_head(nn.functional.pad(hidden, (0, 0, 0, short)))
+            loss = nn.functional.cross_entropy(logits.float(), nn.functional.pad(targets, (0, short), value=-100))
             return CausalLMOutputWithPast(loss=loss, past_key_values=outputs.past_key_values)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])

@@ -116,8 +116,9 @@ def test_captions_of_an_image_share_its_prefix_and_get_the_same_loss_and_gradien
 
     loss, gradients = run(prompt.shape[1], pixel_values=pixels[image_of_row])
     shared_loss, shared_gradients = run(1, pixel_values=pixels, image_of_row=image_of_row)
-    model.zero_grad(set_to_none=True)
     model.eval()
+    assert run(prompt.shape[1], pixel_values=pixels[image_of_row])[0] == pytest.approx(loss, rel=1e-6)  # by all logits
+    model.zero_grad(set_to_none=True)
     assert shared_loss == pytest.approx(loss, rel=1e-6)
     for name, expected in gradients.items():
         assert torch.allclose(shared_gradients[name], expected, rtol=1e-4, atol=1e-6), name
