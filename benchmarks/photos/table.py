@@ -1,4 +1,4 @@
-"""Results of pieces -> the table of the protocol: mean over seeds, its standard error, and the gain over MLE seed by seed."""
+"""Results of pieces -> the table of the protocol: mean over seeds, its standard error, the gain over MLE seed by seed, and learning curves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any
 
+from piece import CURVE_STEPS
 from recipes import MLE, RECIPES
 
 Numbers = dict[str, Any]
@@ -40,6 +41,14 @@ OTHERS: dict[str, Callable[[Numbers], float]] = {
     "training, min": lambda own: own["training_s"] / 60,
 }
 
+CURVES: dict[str, tuple[str, float]] = {  # a name of piece.CURVE, and in what unit
+    "self-retrieval, nats": ("self_retrieval", 1),
+    "R@1, %": ("recall_at_1", 100),
+    "CIDEr": ("cider", 10),  # its reward is a tenth
+    "tokens": ("tokens", 1),
+    "entropy, nats": ("entropy", 1),
+}
+
 
 def markdown(results: list[Numbers]) -> str:
     if not results:
@@ -57,6 +66,10 @@ def markdown(results: list[Numbers]) -> str:
         + ".",
         "",
         *_table(seeds, OTHERS, with_gain=False),
+        "",
+        f"Learning curves, of what is sampled in training: means of {CURVE_STEPS} steps, and of the seeds. Bags grow with the curriculum, so R@1 in them falls.",
+        "",
+        *_curves(seeds),
     ]
     return "\n".join(lines) + "\n"
 
@@ -73,6 +86,22 @@ def _cell(of: Callable[[Numbers], float], own: dict[int, Numbers], start: dict[i
     cell = _spread([of(numbers) for numbers in own.values()], "")
     gains = [of(numbers) - of(start[seed]) for seed, numbers in own.items() if seed in start]
     return f"{cell} ({_spread(gains, '+')})" if gains else cell
+
+
+def _curves(seeds: dict[str, dict[int, Numbers]]) -> list[str]:
+    lines = [f"| recipe | seeds | last step | {' | '.join(CURVES)} |", "|---|---:|---:|" + "---:|" * len(CURVES)]
+    for name, own in seeds.items():
+        if name == MLE or RECIPES[name].last_weights_of:  # none, and another's
+            continue
+        curves = [numbers["curve"] for numbers in own.values()]
+        points = list(zip(*curves, strict=False))
+        for point in points[:: len(points) // 6 or 1]:
+            cells = [
+                f"{unit * mean(one[key] for one in point):.3g}" if key in point[0] else ""
+                for key, unit in CURVES.values()
+            ]
+            lines.append(f"| {name} | {len(curves)} | {point[0]['step']} | {' | '.join(cells)} |")
+    return lines
 
 
 def _spread(values: list[float], sign: str) -> str:
