@@ -55,17 +55,26 @@ def markdown(results: list[Numbers]) -> str:
         return "no results yet\n"
     order = [name for name in (MLE, *RECIPES) if any(own["recipe"] == name for own in results)]
     seeds = {name: {own["seed"]: own for own in results if own["recipe"] == name} for name in order}
+    start = seeds.get(MLE, {})
     split, images = results[0]["split"], results[0]["images"]
     lines = [
         f"{images} photos of {split}; R@1 in percent by the judge, mean of the seeds ± standard error; in brackets the gain over MLE of the same seeds.",
         "",
-        *_table(seeds, GAINS, with_gain=True),
+        *_table(seeds, GAINS, start),
+        "",
+        "Seed by seed:",
+        "",
+        *_table(
+            {f"{name}, {seed}": {seed: numbers} for name, own in seeds.items() for seed, numbers in own.items()},
+            GAINS,
+            start,
+        ),
         "",
         "Human captions (every one a candidate): "
         + ", ".join(f"{name} {recall('human', 'judge', pool)(results[0]):.1f}" for name, pool in POOLS.items())
         + ".",
         "",
-        *_table(seeds, OTHERS, with_gain=False),
+        *_table(seeds, OTHERS, {}),
         "",
         f"Learning curves, of what is sampled in training: means of {CURVE_STEPS} steps, and of the seeds. Bags grow with the curriculum, so R@1 in them falls.",
         "",
@@ -74,10 +83,12 @@ def markdown(results: list[Numbers]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(seeds: dict[str, dict[int, Numbers]], columns: dict[str, Callable], with_gain: bool) -> list[str]:
+def _table(rows: dict[str, dict[int, Numbers]], columns: dict[str, Callable], start: dict[int, Numbers]) -> list[str]:
+    """Each row of one recipe, by seed; the gains are over `start` of the same seeds."""
     lines = ["| recipe | seeds | " + " | ".join(columns) + " |", "|---|---:|" + "---:|" * len(columns)]
-    for name, own in seeds.items():
-        cells = [_cell(of, own, seeds.get(MLE, {}) if with_gain and name != MLE else {}) for of in columns.values()]
+    for name, own in rows.items():
+        others = {seed: numbers for seed, numbers in start.items() if numbers is not own.get(seed)}
+        cells = [_cell(of, own, others) for of in columns.values()]
         lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
     return lines
 
