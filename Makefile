@@ -14,8 +14,9 @@ setup: .venv/.package-installed
 demo: setup
 	.venv/bin/finecap demo
 
+# Two processes, each with a Ray of its own: most of the time goes by while some engine's process imports its libraries.
 test: setup
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	.venv/bin/ruff check .
