@@ -16,7 +16,7 @@ demo: setup
 
 # Two processes, each with a Ray of its own: most of the time goes by while some engine's process imports its libraries.
 test: setup
-	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	.venv/bin/ruff check .

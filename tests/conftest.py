@@ -42,7 +42,7 @@ class Emoji:
 
 @pytest.fixture(scope="session")
 def resources():
-    return ResourceSettings(num_cpus=8, samplers=2, sampler_max_sequences=64, step_timeout_s=120)
+    return ResourceSettings(num_cpus=8, threads=1, samplers=2, sampler_max_sequences=64, step_timeout_s=120)
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def settings(tmp_path_factory):
                 "drift_bound": 1e-5,
             },
             "evaluation": {"bag_size": 3, "more_bag_sizes": [2], "bootstrap_samples": 100},
-            "resources": {"sampler_max_sequences": 64},
+            "resources": {"sampler_max_sequences": 64, "threads": 1},
         }
     )
 
