@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from finecap_ray.captioning import ImageCaptioner, open_checkpoint, sampling_spec
-from finecap_ray.cluster import connect
+from finecap_ray.captioning import ImageCaptioner, connect_to_caption, open_checkpoint, sampling_spec
 from finecap_ray.config import ResourceSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.images import decode_image
@@ -110,7 +108,7 @@ def caption_files(
 
         check_scorer(request.scorer)
         request = replace(request, scorer=absolute_spec(request.scorer))
-    connect(settings.resources)
+    connect_to_caption(settings.resources)
     resources, batch_size = settings.resources, settings.evaluation.batch_size
     blocks = [
         pa.table({"image": list(paths[start : start + batch_size])}) for start in range(0, len(paths), batch_size)
@@ -148,19 +146,33 @@ def caption_files(
 def write_captions(rows: Iterator[dict[str, Any]], out: str | Path) -> int:
     """Writes rows as they come, parquet or JSON lines by the name's suffix, and returns their number.
 
-    The file has its name once it is whole; what was written before an error is kept beside it. Raises ConfigError for another suffix.
+    The file has its name once it is whole; the rows before an error are kept beside it. Raises ConfigError for another suffix.
     """
     check_out(out)
     target, count = Path(out), 0
     unfinished = target.with_name(f".{target.name}.unfinished")
     parquet = target.suffix == ".parquet"
+    waiting: list[dict[str, Any]] = []
+
+    def write() -> None:
+        if parquet:
+            file.write_table(pa.Table.from_pylist(waiting, _SCHEMA))
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in waiting)
+        waiting.clear()
+
     with pq.ParquetWriter(unfinished, _SCHEMA) if parquet else unfinished.open("w", encoding="utf-8") as file:
-        while some := list(islice(rows, _ROWS_TOGETHER)):
-            if parquet:
-                file.write_table(pa.Table.from_pylist(some, _SCHEMA))
-            else:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
-            count += len(some)
+        try:
+            for row in rows:
+                waiting.append(row)
+                count += 1
+                if len(waiting) == _ROWS_TOGETHER:
+                    write()
+        except DataError as error:
+            raise DataError(f"{error}\n{count} images that were captioned are in {unfinished}") from error
+        finally:
+            if waiting:
+                write()
     unfinished.replace(target)
     return count
 

@@ -17,10 +17,12 @@ from typing import Any
 
 from PIL import Image
 
-from finecap_ray.cluster import absolute
+from finecap_ray.cluster import absolute, check_room, connect
 from finecap_ray.config import ResourceSettings, Settings, TowerSettings, load_settings
+from finecap_ray.doctor import samples_on_gpus
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.images import decode_image
+from finecap_ray.preflight import check_engine
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.spec import SamplingSpec
 
@@ -119,6 +121,13 @@ class ImageCaptioner:
         """Per image, of what `engine_inputs` gave, captions as its spec asks for; see CaptionEngine.sample for the seeds."""
         rollouts = iter(self.engine.sample(image_ids, inputs, specs, seeds))
         return [[next(rollouts) for _ in range(spec.captions_per_image)] for spec in specs]
+
+
+def connect_to_caption(resources: ResourceSettings) -> None:
+    """Ray, with room for a caption engine. Raises ConfigError where vllm was built for other processors, DeadlineError without room."""
+    check_engine(resources.use_gpu, samples_on_gpus())
+    connect(resources)
+    check_room(resources)
 
 
 def sampling_spec(n: int, temperature: float | None, max_tokens: int | None, facts: CaptionerFacts) -> SamplingSpec:

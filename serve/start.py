@@ -9,6 +9,7 @@ import time
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from finecap_ray.captioning import CaptionerFacts, find_captioner, open_checkpoint
@@ -43,11 +44,12 @@ def deploy(settings: Settings, checkpoint: str) -> str:
 
     Raises DataError where there is no captioner, MismatchError when it was trained on another tower's features,
     UnsupportedError when the engines don't start, DeadlineError when they don't start in time, ConfigError when the port is
-    another program's.
+    another program's, or Serve runs in this cluster at another.
     """
     captioner = find_captioner(checkpoint)
     connect(settings.resources)
-    if not serve.status().proxies:  # else Serve runs in this cluster, and the port is its own
+    runs = bool(serve.status().proxies)  # Serve in this cluster; its port is its own then
+    if not runs:
         check_port(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     deadline = time.monotonic() + settings.resources.start_timeout_s
@@ -55,6 +57,8 @@ def deploy(settings: Settings, checkpoint: str) -> str:
     serve.start(http_options={"host": settings.serve.host, "port": settings.serve.port})
     late = f"{captioner} wasn't read within {settings.resources.start_timeout_s:.0f} s: see `ray status` for a free CPU"
     facts = get_within(reading, settings.resources.start_timeout_s, late)
+    if runs:
+        check_address(settings)
     target = serve.RunTarget(build_application(settings, captioner, facts), name=APPLICATION)
     serve.run_many([target], wait_for_applications_running=False)
     try:
@@ -86,6 +90,16 @@ def check_port(settings: Settings) -> None:
         raise ConfigError(
             f"can't serve at {host}:{port} ({error.strerror}): choose another serve.port or serve.host"
         ) from None
+
+
+def check_address(settings: Settings) -> None:
+    """Raises ConfigError where the Serve of this cluster listens elsewhere: it takes no new address."""
+    running, asked = _get_global_client().http_config, settings.serve
+    if (running.host, running.port) != (asked.host, asked.port):
+        raise ConfigError(
+            f"Ray Serve runs in this cluster already, at {running.host}:{running.port}: set serve.host and serve.port to that, or "
+            "end it and what it serves with `serve shutdown`"
+        )
 
 
 def _wait_until_running(deadline: float, settings: Settings) -> None:

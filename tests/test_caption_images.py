@@ -134,8 +134,13 @@ def test_rows_are_written_as_they_come_and_the_file_appears_when_it_is_whole(tmp
         yield ROWS[0]
         raise DataError("no more")
 
-    with pytest.raises(DataError):
-        write_captions(broken(), tmp_path / "part.jsonl")
-    assert not (tmp_path / "part.jsonl").exists()
+    for name, rows in (
+        ("part.jsonl", lambda path: [json.loads(line) for line in path.read_text().splitlines()]),
+        ("part.parquet", lambda path: pq.read_table(path).to_pylist()),
+    ):
+        with pytest.raises(DataError, match=rf"no more\n1 images that were captioned are in \S+\.{name}\.unfinished"):
+            write_captions(broken(), tmp_path / name)
+        assert not (tmp_path / name).exists()
+        assert rows(tmp_path / f".{name}.unfinished") == ROWS[:1]
     with pytest.raises(ConfigError, match=r"ends in \.parquet or \.jsonl"):
         write_captions(iter(()), tmp_path / "captions.csv")

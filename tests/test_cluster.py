@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from finecap_ray.cluster import absolute
-from finecap_ray.errors import ConfigError
+from finecap_ray.cluster import absolute, check_room
+from finecap_ray.errors import ConfigError, DeadlineError
 from finecap_ray.preflight import check_engine
 
 # Two nodes on this machine; the second claims a GPU. In a process of its own, for a process is in one cluster.
@@ -53,6 +53,15 @@ def test_processes_of_two_nodes_see_the_run_folder_and_the_gpu_they_were_given(t
     done = subprocess.run([sys.executable, "-c", TWO_NODES, str(tmp_path)], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"left": [], "unseeing": 1, "gpus": ["", "0"]}
+
+
+def test_a_process_without_room_is_told_of_in_time(ray_session, resources):
+    check_room(resources)
+    gpu = resources.model_copy(update={"use_gpu": True, "start_timeout_s": 1})
+    with pytest.raises(
+        DeadlineError, match=r"no room for a process of 1 CPU and 1 GPU within resources.start_timeout_s=1 s"
+    ):
+        check_room(gpu)
 
 
 def test_an_engine_built_for_other_processors_is_refused():

@@ -138,3 +138,12 @@ def test_a_missing_file_and_a_mistyped_preset_name_the_presets():
 def test_settings_cannot_be_changed_after_loading():
     with pytest.raises(ValueError, match="frozen"):
         load_settings("demo").seed = 5
+
+
+def test_the_home_folder_in_what_names_a_model(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    names = ["captioner.spec", "captioner.decoder", "scorer.spec", "judge.spec", "tower.weights"]
+    settings = load_settings("demo", [f"{name}=~/models/x" for name in names])
+    found = {settings.captioner.spec, settings.captioner.decoder, settings.scorer.spec, settings.judge.spec}
+    assert found | {settings.tower.weights} == {"/home/me/models/x"}
+    assert load_settings("demo", ["scorer.spec=ViT-B-32/openai"]).scorer.spec == "ViT-B-32/openai"

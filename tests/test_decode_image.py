@@ -36,6 +36,14 @@ def test_a_damaged_tag_beside_the_orientation_does_no_harm():
     assert decode_image(encoded(Image.new("RGB", (40, 20)), "JPEG", exif=exif)).size == (20, 40)
 
 
+def test_a_line_is_no_picture():
+    """Qwen's processors raise from 200 on, and a tower's would make 100,000 x 1 pixels 12.8 million wide."""
+    assert decode_image(encoded(Image.new("RGB", (100, 1)), "PNG")).size == (100, 1)
+    for size in ((101, 1), (2, 300)):
+        with pytest.raises(DataError, match=f"{size[0]} x {size[1]} pixels, more than 100 times as long as wide"):
+            decode_image(encoded(Image.new("RGB", size), "PNG"))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_pillows(orientation):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))

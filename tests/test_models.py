@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from transformers import CohereConfig, Gemma2Config, PhiConfig
+from transformers import BloomConfig, CohereConfig, Gemma2Config, GPTNeoConfig, PhiConfig
 
 from finecap_ray.config import load_settings
 from finecap_ray.errors import ConfigError, DataError, MismatchError, UnsupportedError
@@ -80,4 +80,21 @@ def test_a_decoder_whose_head_is_more_than_a_matrix_is_refused(config, what, tmp
     """It would be trained without the rest, and sampled with it."""
     config.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedError, match=f"with {what}: a ClipCap's output layer is one matrix"):
+        check_models(load_settings("demo", [f"captioner.decoder={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BloomConfig(hidden_size=32, n_layer=1, n_head=1), "is a bloom, which doesn't say how many tokens it reads"),
+        (
+            GPTNeoConfig(hidden_size=32, num_layers=1, num_heads=1, attention_types=[[["global"], 1]]),
+            "is a GPTNeoForCausalLM, which the installed vllm doesn't run",
+        ),
+    ],
+    ids=["bloom", "gpt_neo"],
+)
+def test_a_decoder_that_the_sampler_cannot_run_is_refused(config, message, tmp_path):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match=message):
         check_models(load_settings("demo", [f"captioner.decoder={tmp_path}"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from finecap_ray.bags.embeddings import EmbeddingSet, examples_of_page
 from finecap_ray.errors import DataError
 from finecap_ray.scorers.embed import FeatureSet
 from finecap_ray.sources.examples import ExampleSet
+
+_SCRATCH = ".pictures"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,9 @@ def bag_source(
         raise DataError(f"none of the {len(inside)} images of split {split!r} can be decoded")
     image_ids, pages = own["image_id"].to_pylist(), np.unique(own["row"].to_numpy() // features.rows_per_page)
     images, captions = embeddings.read(image_ids, pages)
-    with TemporaryDirectory(prefix=".pictures", dir=folder) as scratch:
+    for left in folder.glob(f"{_SCRATCH}*"):  # by a process that was killed
+        shutil.rmtree(left)
+    with TemporaryDirectory(prefix=_SCRATCH, dir=folder) as scratch:
         pictures, matrix = _lay_out(examples, features, pages, split, len(own), Path(scratch))
         with pictures:
             yield BagSource(

@@ -71,7 +71,9 @@ def read_bags(folder: str | Path, size: int) -> list[Bag]:
     path = Path(folder) / f"size={size}"
     if not path.is_dir():
         raise DataError(f"no bags of {size} in {folder}")
-    return bags_from_arrow(pq.read_table(path, partitioning=None))
+    # Part by part: an Arrow array of all their images may pass its 2 GiB.
+    parts = sorted(path.glob("*.parquet"))
+    return [bag for part in parts for bag in bags_from_arrow(pq.ParquetFile(part).read())]
 
 
 def read_bank(folder: str | Path) -> ImageBank:

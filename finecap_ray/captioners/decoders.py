@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,6 +52,10 @@ def check_decoder(name: str) -> None:
         ) from None
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedError(f"captioner.decoder: {name!r} is a {config.model_type}, no causal language model")
+    if not hasattr(config, "max_position_embeddings"):
+        raise UnsupportedError(
+            f"captioner.decoder: {name!r} is a {config.model_type}, which doesn't say how many tokens it reads"
+        )
     with torch.device("meta"):
         head = AutoModelForCausalLM.from_config(config).get_output_embeddings()
     more = [
@@ -63,6 +69,25 @@ def check_decoder(name: str) -> None:
             f"captioner.decoder: {name!r} is a {config.model_type} with {' and '.join(more)}: a ClipCap's output layer is one matrix, "
             "and the sampler's would be more"
         )
+
+
+def check_sampler_runs(name: str) -> None:
+    """Raises UnsupportedError for a decoder that `check_decoder` takes and vllm doesn't run."""
+    if name in _KNOWN:
+        return
+    causal_lm = AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(name))]
+    if not causal_lm.is_backend_compatible() and causal_lm.__name__ not in _sampled():
+        raise UnsupportedError(
+            f"captioner.decoder: {name!r} is a {causal_lm.__name__}, which the installed vllm doesn't run: take another"
+        )
+
+
+def _sampled() -> set[str]:
+    """Classes that vllm runs with code of its own, asked in a process that ends: vllm would stay in this one."""
+    program = "from vllm import ModelRegistry; print(*ModelRegistry.get_supported_archs())"
+    return set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def architecture(name: str) -> PreTrainedConfig:

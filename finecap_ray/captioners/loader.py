@@ -17,6 +17,7 @@ from finecap_ray.captioners import clipcap  # noqa: F401 - registers the Auto cl
 from finecap_ray.captioners.families import family_class, family_of
 from finecap_ray.captioners.vlm import PROMPT_FIELD, Vlm
 from finecap_ray.config import CaptionerSettings
+from finecap_ray.config_models import DEFAULT_PROMPT
 from finecap_ray.errors import DataError, MismatchError, UnsupportedError
 
 
@@ -57,9 +58,10 @@ def load_processor(
             f"{spec!s} has a tokenizer and no processor of images: the folder lacks preprocessor_config.json"
         )
     if issubclass(family, Vlm):
-        if settings is not None or not hasattr(config, PROMPT_FIELD):
-            setattr(config, PROMPT_FIELD, (settings or CaptionerSettings()).prompt)
-        if settings is not None and settings.image_size is not None:
+        settings = settings or CaptionerSettings()
+        if settings.prompt is not None or not hasattr(config, PROMPT_FIELD):
+            setattr(config, PROMPT_FIELD, settings.prompt or DEFAULT_PROMPT)
+        if settings.image_size is not None:
             family.set_image_size(processor, settings.image_size)
     family_of(config, processor)  # raises what doesn't fit
     return config, processor

@@ -19,7 +19,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from finecap_ray.captioning import run_folder
+from finecap_ray.captioning import connect_to_caption, run_folder
 from finecap_ray.cluster import absolute, connect, work_within
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
@@ -81,7 +81,7 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
     rows, others, left_out = found.rows, found.others, found.left_out
     find_all_pools(settings, rows, others)  # a mistake in them is told before an engine starts
 
-    connect(settings.resources)
+    (connect if request.checkpoint is None else connect_to_caption)(settings.resources)
     asked = ((JUDGE, request.judge), (REWARD_SCORER, request.reward_scorer))
     scorers = {name: absolute_spec(spec) for name, spec in asked if spec}
     sampled = None

@@ -7,7 +7,7 @@ import warnings
 
 from PIL import Image
 
-from finecap_ray.images import as_rgb, upright
+from finecap_ray.images import LINE, as_rgb, is_line, upright
 
 # Pillow can open more, among them EPS, which starts a program.
 READABLE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -52,6 +52,8 @@ def _usable(data: bytes, longest_side: int | None, jpeg_quality: int) -> tuple[b
             raise BadImageError("truncated or damaged image") from None
         if not min(image.size):
             raise BadImageError("image without pixels")
+        if is_line(image.size):
+            raise BadImageError(LINE)
         turned = upright(image)
         plain = image.mode in ("RGB", "L") or (image.mode == "P" and "transparency" not in image.info)
         small = longest_side is None or max(image.size) <= longest_side

@@ -90,8 +90,9 @@ def check_rewards(
 ) -> dict[str, float]:
     """Metrics of the components of C captions of N images: for each the number of images whose captions all got the same.
 
-    Such an image teaches nothing by that component under a baseline of its own captions. Where it is so for every image, the
-    log says so, but for a penalty that no caption has to pay.
+    Such an image teaches nothing by that component under a baseline of its own captions. Where images have one caption each, the
+    baseline spans them, and all or none are counted. Where it is so for every image, the log says so, but for a penalty that no
+    caption has to pay.
     has_signal: for components that need references, the images that they say something about
     (`rewards.combine.images_with_signal`); the others are counted, and NaN is no fault there. Raises RewardError, naming the
     component and the first image, for anything else that isn't a number.
@@ -110,7 +111,10 @@ def check_rewards(
                 f"caption {caption} of image {image_ids[image]!r}: look at that image's embedding and captions, or set "
                 f"the weight rl.reward.{name} to 0"
             )
-        equal = ~silent & (values.max(axis=1) == values.min(axis=1))
+        if values.shape[1] > 1:
+            equal = ~silent & (values.max(axis=1) == values.min(axis=1))
+        else:
+            equal = ~silent & (len(np.unique(values[~silent])) == 1)
         metrics[f"rewards/{name}/equal_images"] = float(equal.sum())
         if equal.sum() == (~silent).sum() > 0 and name not in PENALTIES:
             log.warning(

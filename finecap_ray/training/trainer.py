@@ -186,6 +186,9 @@ class BagTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         rewards = torch.from_numpy(total_reward(self._scored.components, self._weights)).view(-1, self.num_generations)
+        # TRL's sum takes a component without a signal as 0; here it is the mean of the others, as it trains.
+        self._metrics["train"]["reward"][-1] = rewards.mean().item()
+        self._metrics["train"]["reward_std"][-1] = rewards.std().item()
         greedy = self._scored.greedy
         baseline = ()
         if greedy is not None:

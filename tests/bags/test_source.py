@@ -51,6 +51,7 @@ def test_vectors_pictures_and_features_are_in_step(
 ):
     assert embed_by_scorer(examples, features, str(scorer_folder), "whole", resources, tmp_path / "made") == 5
     embeddings = EmbeddingSet(tmp_path / "made")
+    (tmp_path / ".pictures-of-a-killed-process").mkdir()
     with bag_source(examples, features, embeddings, "train", tmp_path) as source:
         assert source.image_ids == [emoji.image_ids[row] for row in TRAIN]
         assert list(source.images) == [emoji.images[row] for row in TRAIN]

@@ -16,7 +16,7 @@ from finecap_ray.config import ServeSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, MismatchError
 from finecap_ray.scorers.tower import load_tower
 from finecap_ray.sources import read_examples
-from serve.start import check_port, deploy, take_down
+from serve.start import check_address, check_port, deploy, take_down
 
 MAX_TOKENS = 8
 MAX_IMAGE_BYTES = 200_000
@@ -44,7 +44,14 @@ def service(ray_session, checkpoint):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    limits = ServeSettings(port=port, max_image_bytes=MAX_IMAGE_BYTES, max_image_pixels=1_000_000, max_captions=4)
+    limits = ServeSettings(
+        port=port,
+        max_image_bytes=MAX_IMAGE_BYTES,
+        max_image_pixels=1_000_000,
+        max_captions=4,
+        max_batch_size=4,
+        max_queued=16,
+    )
     try:
         with httpx.Client(base_url=deploy(Settings(serve=limits), str(checkpoint)), timeout=60) as client:
             yield client
@@ -194,6 +201,28 @@ def test_a_captioner_of_another_tower_is_refused(checkpoint, tmp_path):
     (other / "config.json").write_text(json.dumps(config | {"feature_tower": "f" * 16}))
     with pytest.raises(MismatchError, match="f" * 16):
         deploy(Settings(), str(other))
+
+
+def test_what_is_too_much_is_turned_away_and_the_page_answers_meanwhile(service, images):
+    """Engine and queue hold 24 images; Serve's proxy would keep the others waiting, without an answer."""
+
+    def ask(number):
+        if number == 100:
+            return service.get("/healthz")
+        return service.post("/v1/captions", json=as_json(images[0], n=4))
+
+    with ThreadPoolExecutor(128) as pool:
+        answers = list(pool.map(ask, range(128)))
+    assert answers[100].status_code == 200
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(refused) < 104
+    assert {refusal(answer) for answer in refused} == {(503, "overloaded")}
+
+
+@pytest.mark.usefixtures("service")
+def test_another_address_than_that_of_the_serve_that_runs_is_refused():
+    with pytest.raises(ConfigError, match=r"Ray Serve runs in this cluster already, at 127\.0\.0\.1:"):
+        check_address(Settings(serve=ServeSettings(port=1)))
 
 
 def test_how_captions_are_drawn():

@@ -147,6 +147,16 @@ def test_equal_rewards_are_counted_by_component_and_said(caplog):
     assert "'clip_score' is the same for all captions of each of 2 images" in record.getMessage()
 
 
+def test_captions_of_images_that_have_one_each_are_compared_with_each_other(caplog):
+    images, one = ["x", "y", "z"], {"cider": np.array([True, False, True])}
+    different = {"self_retrieval": np.array([-0.1, -2.0, -3.0]), "cider": np.array([0.1, np.nan, 0.2])}
+    metrics = check_rewards(different, images, one)
+    assert metrics["rewards/self_retrieval/equal_images"] == metrics["rewards/cider/equal_images"] == 0
+    assert not caplog.records
+    assert check_rewards({"cider": np.array([0.1, np.nan, 0.1])}, images, one)["rewards/cider/equal_images"] == 2
+    assert "the same for all captions of each of 2 images" in caplog.text
+
+
 def test_a_penalty_that_nobody_pays_is_counted_and_no_fault(caplog):
     assert check_rewards({"ended": np.zeros(4)}, ["a", "b"], {}) == {"rewards/ended/equal_images": 2.0}
     assert not caplog.records

@@ -276,3 +276,18 @@ def test_a_parameter_of_the_step_before_is_named(samplers, versions, captioner):
     check_weights(fingerprints(model.state_dict()), held, version)
     with pytest.raises(StaleWeightsError, match=r"sampler 0 is with another model.mapper.out.bias \("):
         check_weights(own, held, version)
+
+
+def test_the_logged_reward_is_the_one_that_trains(train_alone):
+    """Half of the captions have no references: TRL's sum would take their CIDEr as 0."""
+
+    def wrap(step, scored):
+        cider = np.linspace(0.1, 0.4, len(scored.rollouts), dtype=np.float32)
+        cider[: len(cider) // 2] = np.nan
+        scored.components["cider"] = cider
+        return scored
+
+    trainer, scored = train_alone(reward=RewardSettings(cider=3.0), wrap=wrap)
+    total = torch.from_numpy(total_reward(scored[0].components, {"self_retrieval": 1.0, "cider": 3.0}))
+    assert history(trainer, "reward") == pytest.approx([total.mean().item()])
+    assert history(trainer, "reward_std") == pytest.approx([total.std().item()])
