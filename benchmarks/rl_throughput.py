@@ -38,6 +38,7 @@ from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags
 from finecap_ray.cluster import absolute, connect
 from finecap_ray.config import Settings, Stage, load_settings
+from finecap_ray.config_models import DEFAULT_PROMPT
 from finecap_ray.console import plain_console
 from finecap_ray.precision import autocasts
 from finecap_ray.records import Bag
@@ -188,7 +189,7 @@ def measure_trl(workload: Workload, out: str, turns: Any) -> dict[str, Any]:
         )
         return total_reward(reply.components, weights).tolist()
 
-    prompt = [{"role": "user", "content": settings.captioner.prompt}]
+    prompt = [{"role": "user", "content": settings.captioner.prompt or DEFAULT_PROMPT}]
     dataset = Dataset.from_dict(
         {
             "prompt": [prompt] * len(images),

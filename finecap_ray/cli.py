@@ -91,7 +91,8 @@ def import_(
         max_bad_fraction=settings.data.max_bad_fraction,
         images=images and absolute(images),
     )
-    console.print(f"{report.examples} examples of {report.found} images, in {out}")
+    splits = ", ".join(f"{split} {count}" for split, count in report.splits.items())
+    console.print(f"{report.examples} examples of {report.found} images, in {out} ({splits})")
     for reason, count in report.left_out.items():
         console.print(f"{count:>8} left out: {reason}")
     for reason, count in report.captions_left_out.items():

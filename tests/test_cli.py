@@ -183,7 +183,7 @@ def test_an_import_says_what_it_made_and_left_out(capsys, ray_session, tmp_path)
     (pictures / "broken.webp").write_bytes(b"no picture")
     code, out, err = run(capsys, "import", str(pictures), str(tmp_path / "out"), "data.max_bad_fraction=0.5")
     assert code == 0, err
-    assert "3 examples of 4 images" in out and "1 left out: " in out
+    assert "3 examples of 4 images" in out and "(train 3)" in out and "1 left out: " in out
     assert "1 captions left out: not text" in out and "1 examples without a caption" in out
     assert read_examples(str(tmp_path / "out")).num_rows == 3
 

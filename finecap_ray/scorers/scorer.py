@@ -143,8 +143,10 @@ def load_scorer(spec: str | Path) -> Scorer:
     if Path(spec).is_dir():
         return _load_folder(Path(spec))
     name, _, tag = str(spec).partition("/")
+    # open_clip goes by the name alone (ViT-B-32-quickgelu), and warns where the weights learned with the other activation.
+    quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=tag)
+        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=tag, force_quick_gelu=quick)
     except (OSError, RuntimeError) as error:
         raise UnsupportedError(
             f"the weights of {spec} can't be fetched here ({error}); give a folder that holds them"

@@ -174,9 +174,9 @@ def _optimizer(settings: ScorerSettings, model: nn.Module, batches: int):
         groups.append({"params": towers, "lr": settings.tower_learning_rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     rates = [group["lr"] for group in groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=settings.epochs * batches, pct_start=0.1
-    )
+    steps = settings.epochs * batches
+    rising = 0.1 if steps != 10 else 0.2  # OneCycleLR divides by what is one step less
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=rising)
     return optimizer, schedule
 
 

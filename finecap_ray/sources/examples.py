@@ -59,7 +59,7 @@ class ExampleSet:
 
     @cached_property
     def labels(self) -> pa.Table:
-        """Of every example all but its picture. Raises DataError where two have one id."""
+        """Of every example all but its picture. Raises DataError where two have one id, or captions say nothing."""
         labels = self._table(0, len(self), _LABELS)
         counts = pc.value_counts(labels["image_id"])
         twice = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
@@ -68,6 +68,7 @@ class ExampleSet:
                 f"{self.spec}: {len(twice)} ids belong to several examples, such as {twice[0].as_py()!r}; "
                 "`finecap import` keeps the first of each"
             )
+        _check_captions(self.spec, labels)
         return labels
 
     def split(self, name: str) -> pa.Table:
@@ -189,6 +190,18 @@ def _check_columns(spec: str, found: pa.Schema) -> None:
         )
     for field in EXAMPLE_SCHEMA:
         _as_type(spec, pa.chunked_array([], found.field(field.name).type), field)
+
+
+def _check_captions(spec: str, labels: pa.Table) -> None:
+    silent = []
+    for batch in labels.to_batches():
+        texts = batch["captions"].flatten()
+        none = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(texts), ""), True)
+        silent += batch["image_id"].take(pc.list_parent_indices(batch["captions"]).filter(none)).to_pylist()
+    if silent:
+        raise DataError(
+            f"{spec}: {len(silent)} captions are empty, such as one of {silent[0]!r}; `finecap import` drops them"
+        )
 
 
 def _as_type(spec: str, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

@@ -42,11 +42,9 @@ def folder_source(folder: str, split: str) -> Source:
             f"no image in {folder}: looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and its subfolders"
         )
     sidecars = set() if listed is not None else {name for name in names if _suffix(name) == "txt"}
-    splits = [PurePosixPath(name).parts[0] for name in images]
-    if not set(splits) <= SPLIT_FOLDERS:
-        splits = [split] * len(images)
+    divided = {_top(name) for name in known} <= SPLIT_FOLDERS
     items = []
-    for name, own in zip(images, splits, strict=True):
+    for name in images:
         text = str(PurePosixPath(name).with_suffix(".txt"))
         items.append(
             {
@@ -54,7 +52,7 @@ def folder_source(folder: str, split: str) -> Source:
                 "file": name,
                 "captions": listed.get(name, []) if listed is not None else [],
                 "text": text if text in sidecars else None,
-                "split": own,
+                "split": _top(name) if divided else split,
             }
         )
     return image_files(folder, items)
@@ -126,6 +124,10 @@ def _from_csv(path: str, text: str) -> dict[str, list[Any]]:
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from None
     return dict(captions)
+
+
+def _top(name: str) -> str:
+    return PurePosixPath(name).parts[0]
 
 
 def _suffix(name: str) -> str:

@@ -26,5 +26,6 @@ class Source:
 
 
 MISSING_FILE = "missing file"
+NO_IMAGE = "row without an image"
 UNREADABLE_FILE = "file can't be read"
 IMAGES_PER_TASK = 64  # of the formats with a file for each image

@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from finecap_ray.errors import DataError
 from finecap_ray.sources.files import locate
-from finecap_ray.sources.found import IMAGES_PER_TASK, Found, Source
+from finecap_ray.sources.found import IMAGES_PER_TASK, NO_IMAGE, Found, Source
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
 ID_COLUMNS = ("image_id", "id", "cocoid", "filename")
@@ -64,7 +64,7 @@ def read_rows(task: dict[str, Any]) -> Iterator[Found]:
 
 def _image(value: Any) -> tuple[bytes, str | None]:
     data = value.get("bytes") if isinstance(value, dict) else value
-    return (data, None) if isinstance(data, bytes) else (b"", "row without an image")
+    return (data, None) if isinstance(data, bytes) else (b"", NO_IMAGE)
 
 
 def _splits(path: str) -> dict[str | None, Any]:

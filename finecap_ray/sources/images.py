@@ -63,12 +63,10 @@ def _usable(data: bytes, longest_side: int | None, jpeg_quality: int) -> tuple[b
             rgb = as_rgb(turned)
         except ValueError as error:
             raise BadImageError(str(error)) from None
-        return _as_jpeg(rgb, longest_side, jpeg_quality), True
-
-
-def _as_jpeg(image: Image.Image, longest_side: int | None, quality: int) -> bytes:
-    if longest_side is not None:
-        image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)  # never larger than it was
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality)
-    return out.getvalue()
+        if longest_side is not None:
+            rgb.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)  # never larger than it was
+        if is_line(rgb.size):  # by rounding
+            raise BadImageError(LINE)
+        out = io.BytesIO()
+        rgb.save(out, "JPEG", quality=jpeg_quality)
+        return out.getvalue(), True

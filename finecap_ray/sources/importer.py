@@ -30,7 +30,7 @@ from finecap_ray.sources.coco import coco_source
 from finecap_ray.sources.examples import MANIFEST_FILE
 from finecap_ray.sources.files import kind_of, list_files, locate
 from finecap_ray.sources.folder import folder_source
-from finecap_ray.sources.found import Found, Source
+from finecap_ray.sources.found import MISSING_FILE, NO_IMAGE, UNREADABLE_FILE, Found, Source
 from finecap_ray.sources.hf_datasets import hf_datasets_source, is_hf_dataset
 from finecap_ray.sources.images import BadImageError, usable_image
 from finecap_ray.sources.parquet import parquet_source
@@ -42,6 +42,7 @@ TASKS_AT_MOST = 1000  # Ray tasks; one does several of a large source's own
 ROWS_PER_BLOCK, BYTES_PER_BLOCK = 64, 16 * 2**20
 ROWS_PER_FILE, ROWS_PER_GROUP = 1000, 100
 LISTED = 10  # images that a message names
+_FETCHED_FOR = (None, NO_IMAGE, MISSING_FILE, UNREADABLE_FILE)  # problems that a URL may mend
 
 Check = Callable[[Found], dict[str, Any]]  # -> a row of CHECKED_SCHEMA, but for its number
 
@@ -165,8 +166,11 @@ def _check_task(batch: pa.Table, read: Any, check: Check) -> Iterator[pa.Table]:
 
 def _check(found: Found, longest_side: int | None, jpeg_quality: int, fetching: Fetching | None) -> dict[str, Any]:
     source, image, reencoded, problem = found.image, b"", False, found.problem
-    if found.url and not source:
-        source, problem = fetch(found.url, fetching) if fetching else (b"", NOT_FETCHED)
+    if found.url and not source and problem in _FETCHED_FOR:
+        if fetching:
+            source, problem = fetch(found.url, fetching)
+        elif problem in (None, NO_IMAGE):
+            problem = NOT_FETCHED
     if problem is None:
         try:
             image, reencoded = usable_image(source, longest_side, jpeg_quality)

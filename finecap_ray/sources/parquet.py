@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from finecap_ray.errors import DataError
 from finecap_ray.sources.files import list_files, locate
-from finecap_ray.sources.found import Found, Source
+from finecap_ray.sources.found import NO_IMAGE, Found, Source
 
 COLUMNS = ("image_id", "image", "captions", "caption", "split", "url")
 ROWS_AT_A_TIME = 32
@@ -67,9 +67,7 @@ def _found(row: dict[str, Any], split: str, place: str) -> Found:
         image = image["bytes"]
     if captions is None:
         captions = row.get("caption") or []
-    problem = (
-        "row without an image" if image is None else "row without an image_id" if row["image_id"] is None else None
-    )
+    problem = "row without an image_id" if row["image_id"] is None else NO_IMAGE if image is None else None
     return Found(
         image_id=place if row["image_id"] is None else str(row["image_id"]),
         split=row.get("split") or split,

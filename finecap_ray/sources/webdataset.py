@@ -4,7 +4,7 @@
     00017.txt      captions, one a line, or
     00017.json     {"caption": "..."} or {"captions": ["...", ...]}; a .txt goes before it
 
-The id of an image is shard/name: many sets count anew in every shard.
+The id of an image is shard/name, the shard as it lies in the folder: many sets count anew in every shard.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def webdataset_source(path: str, split: str) -> Source:
 def read_shard(task: dict[str, Any]) -> Iterator[Found]:
     filesystem, root = locate(task["root"])
     file = f"{root.rstrip('/')}/{task['name']}" if task["name"] else root
-    shard = PurePosixPath(task["name"] or root).name.split(".")[0]
+    shard = task["name"] or PurePosixPath(root).name
+    shard = next(shard.removesuffix(suffix) for suffix in SHARD_SUFFIXES if shard.endswith(suffix))
     try:
         # As a stream: a shard is never held as a whole.
         with (

@@ -9,10 +9,12 @@ import open_clip
 import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer
+from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from finecap_ray.config import JudgeSettings, ScorerSettings
@@ -95,6 +97,13 @@ def test_training_leaves_minilm_bit_identical(scorer_folder):
     shared = minilm.keys() & own.keys()
     assert len(shared) > 90
     assert all(torch.equal(own[name], minilm[name]) for name in shared)
+
+
+def test_a_training_of_ten_steps(tower, emoji, tmp_path):
+    """OneCycleLR divides by the length of its first part, a tenth, less one."""
+    every = CaptionedFeatures(torch.from_numpy(emoji.features).float(), emoji.captions)
+    settings = JudgeSettings(batch_size=20, embed_dim=32, epochs=5)
+    assert train_scorer(settings, tower, every.rows(range(40)), every.rows(range(40, 60)), tmp_path)["digest"]
 
 
 @pytest.mark.parametrize("settings", [ScorerSettings, JudgeSettings])
@@ -200,6 +209,19 @@ def test_without_a_hub_the_error_says_that_weights_cannot_be_fetched(tmp_path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
     assert "the weights of RN50/yfcc15m can't be fetched here" in done.stdout
+
+
+@pytest.mark.parametrize(("tag", "activation"), [("openai", QuickGELU), ("laion2b_s34b_b79k", nn.GELU)])
+def test_weights_get_the_activation_that_they_learned_with(tag, activation, monkeypatch):
+    """All of open_clip but the download."""
+    create = open_clip.create_model_and_transforms
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda name, pretrained, **own: create(name, **own))
+    model = load_scorer(f"ViT-B-32/{tag}").model
+    assert (
+        type(model.transformer.resblocks[0].mlp.gelu)
+        is type(model.visual.transformer.resblocks[0].mlp.gelu)
+        is activation
+    )
 
 
 def test_a_model_of_the_first_clip_kind_embeds_texts():

@@ -64,6 +64,14 @@ def test_two_examples_of_one_id(tmp_path):
             read()
 
 
+@pytest.mark.parametrize("captions", [["a dog", ""], ["a dog", None], [" \n"]])
+def test_captions_that_say_nothing(tmp_path, captions):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table([*ROWS, {**ROWS[0], "image_id": "z", "captions": captions}], schema=EXAMPLE_SCHEMA), path)
+    with pytest.raises(DataError, match=r"1 captions are empty, such as one of 'z'; `finecap import` drops them"):
+        _ = ExampleSet(str(path)).labels
+
+
 def test_nothing_to_read(tmp_path):
     with pytest.raises(DataError, match=r"no examples at .*nowhere"):
         read_examples(str(tmp_path / "nowhere"))

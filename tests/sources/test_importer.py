@@ -253,7 +253,10 @@ def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path):
 def test_webdataset_shards(tmp_path):
     (tmp_path / "in").mkdir()
     described = json.dumps({"caption": "told in json"}).encode()
+    (tmp_path / "in" / "more").mkdir()
     shards = {
+        "more/a.v1.0.tar": {"0.jpg": picture(6)},
+        "more/a.v1.1.tar": {"0.jpg": picture(7)},
         "a.tar": {"0.jpg": picture(0), "0.txt": b"one\ntwo\n", "0.json": described, "1.png": picture(1, "PNG")},
         "b.tar.gz": {
             "0.jpg": picture(2),
@@ -283,6 +286,8 @@ def test_webdataset_shards(tmp_path):
         "a/1": [],
         "b/0": ["told in json"],
         "b/3": [],
+        "more/a.v1.0/0": [],
+        "more/a.v1.1/0": [],
         "cut/sub/0": [],  # of the other cut shards nothing: a sample is whole when the next one begins
     }
     assert report.left_out == {
@@ -354,6 +359,10 @@ def test_folders_named_after_splits_are_the_splits(tmp_path):
     report, rows = run(tmp_path / "in", tmp_path / "out")
     assert report.splits == {"test": 1, "train": 1, "val": 1}
     assert rows["val/a.png"]["split"] == "val"
+    (tmp_path / "in" / "captions.json").write_text('{"train/a.png": "a cat", "gone.png": "nothing"}')
+    report = run(tmp_path / "in", tmp_path / "with a missing file", max_bad_fraction=0.5)[0]
+    assert report.splits == {"test": 1, "train": 1, "val": 1} and report.left_out == {"missing file": 1}
+    (tmp_path / "in" / "captions.json").unlink()
     (tmp_path / "in" / "b.png").write_bytes(picture(3))  # in none of them
     assert run(tmp_path / "in", tmp_path / "again")[0].splits == {"train": 4}
 

@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import re
 import threading
 
 import numpy as np
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from finecap_ray.errors import DataError
+from finecap_ray.sources.found import MISSING_FILE
 from finecap_ray.sources.importer import import_examples
 from finecap_ray.sources.urls import NO_WEB_ADDRESS, NOT_ANSWERED, NOT_FETCHED, TOO_LARGE, Fetching, fetch
 
@@ -67,7 +70,7 @@ def test_fetch_says_why_there_is_no_image(server, tmp_path):
 def test_urls_are_fetched_when_asked_for_and_never_otherwise(ray_session, server, tmp_path):
     address, asked = server
     names = ["a", "b", "page", "gone"]
-    rows = {"image_id": names, "url": [f"{address}/{name}.png" for name in names]}
+    rows = {"image_id": [*names, None], "url": [f"{address}/{name}.png" for name in [*names, "a"]]}
     pq.write_table(pa.table(rows), tmp_path / "in.parquet")
     entries = [
         {"id": 1, "file_name": "here.png", "coco_url": f"{address}/a.png"},
@@ -81,10 +84,12 @@ def test_urls_are_fetched_when_asked_for_and_never_otherwise(ray_session, server
         return import_examples(str(tmp_path / source), str(tmp_path / out), **options, fetching=fetching)
 
     fetching = Fetching(timeout_s=10, max_bytes=4000)
-    assert run("coco.json", "1", None).left_out == {NOT_FETCHED: 1}
+    assert run("coco.json", "1", None).left_out == {MISSING_FILE: 1}
     assert not asked
     assert run("coco.json", "2", fetching).examples == 2
     assert asked == ["/b.png"]  # the other one lies here
-    report = run("in.parquet", "3", fetching)
+    with pytest.raises(DataError, match=rf"'{re.escape(NOT_FETCHED)}': 4, 'row without an image_id': 1"):
+        run("in.parquet", "3", None)
+    report = run("in.parquet", "4", fetching)
     assert report.examples == 2
-    assert report.left_out == {NOT_ANSWERED: 1, "can't be opened as an image": 1}
+    assert report.left_out == {NOT_ANSWERED: 1, "can't be opened as an image": 1, "row without an image_id": 1}
