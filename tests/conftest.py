@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from finecap_ray.config import (
     BagSettings,
@@ -46,12 +47,14 @@ def resources():
 
 
 @pytest.fixture(scope="session")
-def ray_session(resources):
+def ray_session(resources, tmp_path_factory):
     import ray
 
     from finecap_ray.cluster import connect
 
-    connect(resources)
+    # One process of pytest after the other: Ray gives a node 30 s to start.
+    with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
+        connect(resources)
     yield
     ray.shutdown()
 
