@@ -117,11 +117,7 @@ def check_room(resources: ResourceSettings) -> None:
         f"no room for a process of {resources.asked} within resources.start_timeout_s={resources.start_timeout_s:.0f} s: "
         "`ray status` tells what the cluster has, and resources.use_gpu whether a GPU is asked for"
     )
-    standing = _stand.options(num_gpus=resources.gpus).remote()
-    try:
-        get_within(standing, resources.start_timeout_s, late)
-    finally:
-        ray.cancel(standing)
+    get_within(_stand.options(num_gpus=resources.gpus).remote(), resources.start_timeout_s, late)
 
 
 @ray.remote(num_cpus=1, max_retries=0)

@@ -130,7 +130,7 @@ class CaptionerSettings(Section):
     """Folder or hub name of a captioner to start from, of any family. None: a new ClipCap, of the parts below."""
     prompt: str | None = None
     """What an image-text model is asked, in its chat template; a ClipCap has no prompt. None: what it was trained here with, else
-    "Describe the image in one sentence."."""
+    DEFAULT_PROMPT."""
     image_size: int | None = Field(None, ge=28)
     """Pixels: its processor scales images to about this by this at most. None: as its processor says."""
     decoder: Spec = "scratch"

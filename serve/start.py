@@ -48,8 +48,9 @@ def deploy(settings: Settings, checkpoint: str) -> str:
     """
     captioner = find_captioner(checkpoint)
     connect(settings.resources)
-    runs = bool(serve.status().proxies)  # Serve in this cluster; its port is its own then
-    if not runs:
+    if serve.status().proxies:  # Serve runs in this cluster, and the port is its own
+        check_address(settings)
+    else:
         check_port(settings)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     deadline = time.monotonic() + settings.resources.start_timeout_s
@@ -57,8 +58,6 @@ def deploy(settings: Settings, checkpoint: str) -> str:
     serve.start(http_options={"host": settings.serve.host, "port": settings.serve.port})
     late = f"{captioner} wasn't read within {settings.resources.start_timeout_s:.0f} s: see `ray status` for a free CPU"
     facts = get_within(reading, settings.resources.start_timeout_s, late)
-    if runs:
-        check_address(settings)
     target = serve.RunTarget(build_application(settings, captioner, facts), name=APPLICATION)
     serve.run_many([target], wait_for_applications_running=False)
     try:

@@ -140,10 +140,10 @@ def test_settings_cannot_be_changed_after_loading():
         load_settings("demo").seed = 5
 
 
-def test_the_home_folder_in_what_names_a_model(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+def test_the_home_folder_in_what_names_a_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     names = ["captioner.spec", "captioner.decoder", "scorer.spec", "judge.spec", "tower.weights"]
     settings = load_settings("demo", [f"{name}=~/models/x" for name in names])
     found = {settings.captioner.spec, settings.captioner.decoder, settings.scorer.spec, settings.judge.spec}
-    assert found | {settings.tower.weights} == {"/home/me/models/x"}
+    assert found | {settings.tower.weights} == {str(tmp_path / "models" / "x")}
     assert load_settings("demo", ["scorer.spec=ViT-B-32/openai"]).scorer.spec == "ViT-B-32/openai"

@@ -81,7 +81,10 @@ def evaluate(settings: Settings, request: Request) -> dict[str, Any]:
     rows, others, left_out = found.rows, found.others, found.left_out
     find_all_pools(settings, rows, others)  # a mistake in them is told before an engine starts
 
-    (connect if request.checkpoint is None else connect_to_caption)(settings.resources)
+    if given is None:
+        connect_to_caption(settings.resources)
+    else:
+        connect(settings.resources)
     asked = ((JUDGE, request.judge), (REWARD_SCORER, request.reward_scorer))
     scorers = {name: absolute_spec(spec) for name, spec in asked if spec}
     sampled = None

@@ -175,7 +175,7 @@ def _optimizer(settings: ScorerSettings, model: nn.Module, batches: int):
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     rates = [group["lr"] for group in groups]
     steps = settings.epochs * batches
-    rising = 0.1 if steps != 10 else 0.2  # OneCycleLR divides by what is one step less
+    rising = 0.1 if steps != 10 else 0.2  # OneCycleLR divides by (rising * steps - 1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=rising)
     return optimizer, schedule
 

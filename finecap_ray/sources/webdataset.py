@@ -45,8 +45,8 @@ def webdataset_source(path: str, split: str) -> Source:
 def read_shard(task: dict[str, Any]) -> Iterator[Found]:
     filesystem, root = locate(task["root"])
     file = f"{root.rstrip('/')}/{task['name']}" if task["name"] else root
-    shard = task["name"] or PurePosixPath(root).name
-    shard = next(shard.removesuffix(suffix) for suffix in SHARD_SUFFIXES if shard.endswith(suffix))
+    whole = task["name"] or PurePosixPath(root).name
+    shard = next((whole.removesuffix(suffix) for suffix in SHARD_SUFFIXES if whole.endswith(suffix)), whole)
     try:
         # As a stream: a shard is never held as a whole.
         with (

@@ -191,8 +191,7 @@ def test_health_page_and_description(service):
     assert set(body) == {"multipart/form-data", "application/json"}
 
 
-@pytest.mark.usefixtures("service")
-def test_a_captioner_of_another_tower_is_refused(checkpoint, tmp_path):
+def test_a_captioner_of_another_tower_is_refused(service, checkpoint, tmp_path):
     other = tmp_path / "captioner"
     other.mkdir()
     for file in checkpoint.iterdir():
@@ -200,7 +199,7 @@ def test_a_captioner_of_another_tower_is_refused(checkpoint, tmp_path):
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"feature_tower": "f" * 16}))
     with pytest.raises(MismatchError, match="f" * 16):
-        deploy(Settings(), str(other))
+        deploy(Settings(serve=ServeSettings(port=service.base_url.port)), str(other))
 
 
 def test_what_is_too_much_is_turned_away_and_the_page_answers_meanwhile(service, images):

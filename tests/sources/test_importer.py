@@ -297,6 +297,8 @@ def test_webdataset_shards(tmp_path):
     }
     assert report.captions_left_out == {"not text": 1}
     assert run(tmp_path / "in" / "a.tar", tmp_path / "one")[0].examples == 2
+    (tmp_path / "in" / "a.tar").rename(tmp_path / "a.shard")
+    assert list(run(tmp_path / "a.shard", tmp_path / "other", format="webdataset")[1]) == ["a.shard/0", "a.shard/1"]
 
 
 def test_imports_are_readable_sources_and_repeat_themselves(folder, tmp_path):
