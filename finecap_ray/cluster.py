@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ _KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**
 _EAGER = {"TORCHDYNAMO_DISABLE": "1"}
 # vllm's attention for float32 is Triton's, which multiplies in TF32 unless told; the trainer's is float32.
 _EXACT = {"TRITON_F32_DEFAULT": "ieee"}
+_ANSWER_TIMEOUT_S = 10
 
 
 def worker_environment(resources: ResourceSettings) -> dict[str, str]:
@@ -63,7 +65,8 @@ def connect(resources: ResourceSettings) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # Ray's C++ side warns on the console of what it works around itself, and prints its own stack at Ctrl-C.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with _without_announcement():
+    with _without_announcement(), _start_errors(address):
+        _check_answers(address)
         ray.init(
             address=address,
             runtime_env={"env_vars": worker_environment(resources)},
@@ -77,6 +80,33 @@ def connect(resources: ResourceSettings) -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":
             handler.setLevel(logging.CRITICAL)
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nothing answers at HOST:PORT, which Ray tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_TIMEOUT_S).close()
+
+
+@contextmanager
+def _start_errors(address: str) -> Iterator[None]:
+    """What Ray raises where it can't be joined (ConfigError) or doesn't start (DeadlineError), said so that a user can act on it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if address == "local":
+            raise
+        raise ConfigError(
+            f"no Ray can be joined at {address} ({error}): it is resources.address or RAY_ADDRESS. HOST:PORT of a running head (`ray start "
+            "--head` says which), or auto for one on this machine; without either Ray is started here"
+        ) from error
+    except Exception as error:  # Ray has no class for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise DeadlineError(
+            "Ray didn't start within the 30 s that it gives itself: is this machine busy with something else?"
+        ) from error
 
 
 @contextmanager

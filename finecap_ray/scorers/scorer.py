@@ -34,7 +34,7 @@ class Scorer:
 
     What it returns is on the CPU.
 
-    digest        of all weights; bag sets carry it, the reward compares it
+    digest        of all weights, kinds of layers and the preprocessing of images; bag sets carry it, the reward compares it
     tower_digest  of the frozen image tower whose cached features `project_features` takes; "" where there is none
     made_here     whether `finecap scorer train` made it
     logit_scale   s of s * cos, as learned
@@ -58,7 +58,8 @@ class Scorer:
         self.name = name
         self.tower_digest = tower_digest
         self.made_here = made_here
-        self.digest = weight_digest(model.state_dict())
+        layers = sorted({type(module).__name__ for module in model.modules()})  # QuickGELU or GELU: neither has weights
+        self.digest = weight_digest(model.state_dict(), layers, model.visual.preprocess_cfg)
         self.logit_scale = float(model.logit_scale.exp())
 
     @torch.inference_mode()

@@ -110,7 +110,10 @@ def _from_json(path: str, text: str) -> dict[str, list[Any]]:
         raise DataError(f"{path} isn't valid JSON: {error}") from None
     if not isinstance(captions, dict):
         raise DataError(f'{path} must be {{"file": ["caption", ...], ...}}, found a {type(captions).__name__}')
-    return {file: value if isinstance(value, list) else [value] for file, value in captions.items()}
+    return {
+        file or f"an entry of {path} without a file": value if isinstance(value, list) else [value]
+        for file, value in captions.items()
+    }
 
 
 def _from_csv(path: str, text: str) -> dict[str, list[Any]]:

@@ -151,6 +151,16 @@ def test_scorers_that_differ_have_digests_that_differ(scorer_folder, judge_folde
     assert load_scorer(scorer_folder).digest != load_scorer(judge_folder).digest
 
 
+@pytest.mark.parametrize("changes", [{"force_quick_gelu": True}, {"image_mean": (0.5, 0.5, 0.5)}])
+def test_the_same_weights_computed_otherwise_are_another_scorer(changes):
+    name = "ViT-S-32-alt"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    other, _, _ = open_clip.create_model_and_transforms(name, **changes)
+    other.load_state_dict(model.state_dict())
+    tokenizer = open_clip.get_tokenizer(name)
+    assert Scorer(model, preprocess, tokenizer, name).digest != Scorer(other, preprocess, tokenizer, name).digest
+
+
 def test_the_padding_of_a_text_is_what_its_tokenizer_pads_with(tmp_path):
     words = Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2, "pear": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()

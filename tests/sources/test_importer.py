@@ -120,6 +120,7 @@ def test_captions_of_a_folder_in_one_file(folder, tmp_path, form):
             "good/01.jpg": "alone",
             "good/gone.jpg": ["x"],
             "good/02.jpg": [None, 5],
+            "": "of nothing",
         }
         (folder / "captions.json").write_text(json.dumps(captions))
     else:
@@ -130,13 +131,14 @@ def test_captions_of_a_folder_in_one_file(folder, tmp_path, form):
             "good/01.jpg,alone",
             "good/gone.jpg,x",
             "good/02.jpg",
+            ",of nothing",
         ]
         (folder / "captions.csv").write_text("\n".join(lines), encoding="utf-8-sig")
     report, rows = run(folder, tmp_path / "out")
     assert rows["good/00.jpg"]["captions"] == ["one"]  # the .txt files no longer count
     assert rows["good/01.jpg"]["captions"] == ["alone"]
     assert report.captions_left_out == {"empty": 1, "not text": {"json": 2, "csv": 1}[form]}
-    assert report.left_out["missing file"] == 2
+    assert report.left_out["missing file"] == 3
 
 
 @pytest.mark.parametrize(
