@@ -53,7 +53,7 @@ def bag_set(folder: Path, images: int) -> dict:
 
 def stream(folder: Path, manifest: dict, size: int, epoch: int) -> int:
     settings = RlSettings(images_per_step=100, curriculum=(Stage(bag_size=size, epochs=1),))
-    steps = stream_bags(folder, plan_run(manifest, settings, seed=epoch), rank=0)
+    steps = stream_bags(folder, plan_run(manifest, settings, seed=epoch), rank=0, timeout_s=60)
     return sum(len(bags) for bags in steps)
 
 

@@ -170,7 +170,7 @@ class MleSettings(Section):
     mapper_learning_rate: float | None = Field(None, gt=0)
     """Of the mapper, which is new where the decoder is pretrained. None: `learning_rate`."""
     weight_decay: float = Field(0.05, ge=0)
-    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
     feature_dropout: float = Field(0.1, ge=0, lt=1)
     word_noise: float = Field(0.0, ge=0, lt=1)
     """Share of the tokens read that are replaced by others of the batch: what comes next has to be told from the image too."""

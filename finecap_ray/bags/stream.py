@@ -7,6 +7,7 @@ and in other processes. Its own splitting of a stream among workers drops rows, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -22,11 +23,12 @@ from finecap_ray.bags.bag_set import Shelf, part_path, read_manifest, shelves
 from finecap_ray.bags.order import Layout
 from finecap_ray.bags.plan import RunPlan
 from finecap_ray.config import RlSettings
-from finecap_ray.errors import DataError
+from finecap_ray.errors import DataError, DeadlineError
 from finecap_ray.records import Bag, ImageBank, bags_from_arrow, vectors
 
 _READS_PER_DATASET = 256  # reads that one Ray Data pipeline is set up for; setting one up takes some 0.1 s
 _BYTES_PER_READ = 32 * 2**20  # of a Ray task, which costs some 30 ms beside the reading; a window at least
+_READS_AT_ONCE = 2
 _ENCODED_IMAGE = "images.list.element.image"
 COLUMNS = [
     "bag_id",
@@ -45,13 +47,13 @@ class BagStream(Iterator[list[Bag]]):
     """The bags of each step for one worker, in the order of the plan. The encoded images are read only where they are asked for.
 
     `state_dict` says where it stands, for `plan_run`, between any two steps. Raises DataError when Ray Data doesn't give
-    what was planned.
+    what was planned, DeadlineError when it gives nothing for `timeout_s` seconds.
     """
 
-    def __init__(self, folder: str | Path, plan: RunPlan, rank: int, with_images: bool) -> None:
+    def __init__(self, folder: str | Path, plan: RunPlan, rank: int, timeout_s: float, with_images: bool) -> None:
         self.plan, self._steps = plan, 0
         columns = [*COLUMNS, _ENCODED_IMAGE] if with_images else COLUMNS
-        self._stream = _stream(folder, plan, shelves(read_manifest(folder)), rank, columns)
+        self._stream = _stream(folder, plan, shelves(read_manifest(folder)), rank, columns, timeout_s)
 
     def __next__(self) -> list[Bag]:
         bags = next(self._stream)
@@ -62,8 +64,8 @@ class BagStream(Iterator[list[Bag]]):
         return self.plan.state_dict(self._steps)
 
 
-def stream_bags(folder: str | Path, plan: RunPlan, rank: int, with_images: bool = False) -> BagStream:
-    return BagStream(folder, plan, rank, with_images)
+def stream_bags(folder: str | Path, plan: RunPlan, rank: int, timeout_s: float, with_images: bool = False) -> BagStream:
+    return BagStream(folder, plan, rank, timeout_s, with_images)
 
 
 def read_bags(folder: str | Path, size: int) -> list[Bag]:
@@ -90,9 +92,9 @@ def read_bank(folder: str | Path) -> ImageBank:
 
 
 def _stream(
-    folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int, columns: list[str]
+    folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int, columns: list[str], timeout_s: float
 ) -> Iterator[list[Bag]]:
-    arriving = _arriving(folder, plan, shelves, rank, columns)
+    arriving = _arriving(folder, plan, shelves, rank, columns, timeout_s)
     for step in plan:
         bags = []
         for part in step.parts:
@@ -107,9 +109,10 @@ def _stream(
 
 
 def _arriving(
-    folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int, columns: list[str]
+    folder: str | Path, plan: RunPlan, shelves: dict[int, Shelf], rank: int, columns: list[str], timeout_s: float
 ) -> Iterator[tuple[int, int, Bag]]:
     """Size, row and bag, in the order of the plan."""
+    late = f"no bag of {folder} came within {timeout_s:.0f} s: is its file system there, and `ray status` well?"
     bags_per_read = {size: _BYTES_PER_READ // _bytes_per_bag(folder, size, columns) for size in set(plan.bag_sizes)}
     for reads in _batched(_reads(plan, rank, bags_per_read), _READS_PER_DATASET):
         dataset = ray.data.from_items(reads, override_num_blocks=len(reads)).map_batches(
@@ -117,9 +120,13 @@ def _arriving(
             fn_kwargs={"folder": str(folder), "shelves": shelves, "columns": columns},
             batch_size=1,
             batch_format="pyarrow",
+            num_cpus=0,  # the trainer, samplers and scorers may hold every CPU, and they wait for this
+            concurrency=min(_READS_AT_ONCE, len(reads)),
         )
         dataset.context.execution_options.preserve_order = True
-        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        # Its clock runs on while everything that may be read ahead is read, and a step takes its time.
+        dataset.context.execution_no_progress_timeout_s = -1
+        blocks = _within(iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow")), timeout_s, late)
         for read in reads:
             # Whole row groups come: picking bags out of them is quick here, and slow in Arrow.
             bags: dict[tuple[int, int], Bag] = {}
@@ -131,6 +138,18 @@ def _arriving(
                 places = zip(table["size"].to_pylist(), table["row"].to_pylist(), strict=True)
                 bags.update(zip(places, bags_from_arrow(table), strict=True))
             yield from ((size, row, bags[size, row]) for size, row in wanted)
+
+
+def _within(blocks: Iterator[pa.Table], timeout_s: float, late: str) -> Iterator[pa.Table]:
+    """`blocks`, or DeadlineError(`late`) when the next one isn't there in time."""
+    waiting = ThreadPoolExecutor(1)
+    try:
+        while (block := waiting.submit(next, blocks, None).result(timeout_s)) is not None:
+            yield block
+    except TimeoutError as error:
+        raise DeadlineError(late) from error
+    finally:
+        waiting.shutdown(wait=False)
 
 
 def _reads(plan: RunPlan, rank: int, bags_per_read: Mapping[int, int]) -> Iterator[dict[str, Any]]:

@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from finecap_ray.captioners.mapper import Mapper, MapperKind
@@ -207,9 +208,10 @@ class ClipCapForConditionalGeneration(ClipCapPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V]; with labels [B, T] (-100: not scored) also the mean next-token loss, in nats.
 
-        In training, labels make it compute the logits that they score and no others, and return none.
+        In training, labels make it compute the logits that they score and no others, and return none; the loss is then the sum
+        over `num_items_in_batch` where that is given: the Trainer's count of the labels of all workers.
         """
-        kwargs.pop("num_items_in_batch", None)
+        items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -223,7 +225,7 @@ class ClipCapForConditionalGeneration(ClipCapPreTrainedModel, GenerationMixin):
             # A CPU compiles a kernel for each shape that it meets: their number is kept small.
             short = -len(targets) % _SCORED_TOGETHER
             logits = self.lm_head(nn.functional.pad(hidden, (0, 0, 0, short)))
-            loss = nn.functional.cross_entropy(logits.float(), nn.functional.pad(targets, (0, short), value=-100))
+            loss = fixed_cross_entropy(logits.float(), nn.functional.pad(targets, (0, short), value=-100), items)
             return CausalLMOutputWithPast(loss=loss, past_key_values=outputs.past_key_values)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])

@@ -118,7 +118,9 @@ def _worker(config: dict[str, Any]) -> None:
         processor,
         arguments,
         settings.rl,
-        bags=lambda step: stream_bags(job.bags, job.steps.from_step(step), rank, with_images),
+        bags=lambda step: stream_bags(
+            job.bags, job.steps.from_step(step), rank, settings.resources.step_timeout_s, with_images
+        ),
         rollout=rollouts,
         estimator=estimator(settings.rl.advantage),
         callbacks=[

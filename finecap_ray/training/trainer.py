@@ -24,6 +24,7 @@ import trl
 from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from finecap_ray.captioners import family_of
@@ -110,7 +111,7 @@ class BagTrainer(GRPOTrainer):
             train_dataset=Dataset.from_list([_ROW]),
             processing_class=processor,
             rollout_func=self._collect,
-            callbacks=[*callbacks, self._average] if self._average else callbacks,
+            callbacks=[*callbacks, SaveAsAsked(), *([self._average] if self._average else [])],
         )
         self.num_generations = settings.captions_per_image  # TRL's arguments refuse 1, its trainer doesn't
         if self.ref_model is not None:
@@ -299,6 +300,13 @@ class BagTrainer(GRPOTrainer):
             self._estimator.load_state_dict(
                 json.loads((Path(checkpoint) / ADVANTAGE_STATE_FILE).read_text(encoding="utf-8"))
             )
+
+
+class SaveAsAsked(TrainerCallback):
+    """A resumed run saves as often as its settings say now: transformers goes by those that are in the checkpoint."""
+
+    def on_train_begin(self, args, state, control, **unused: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
 
 def grpo_arguments(

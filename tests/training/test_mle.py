@@ -179,6 +179,16 @@ def test_under_ray_train_the_captioner_learns_what_it_sees(ray_session, resource
     assert max(seen) > 3 * seen[0] and max(seen) > 1
 
 
+def test_several_workers_learn_from_the_mean_over_the_tokens_of_all(ray_session, resources, tmp_path):
+    losses = []
+    for workers in (1, 2):
+        own = job(tmp_path / str(workers), epochs=2, evaluations=0, batch_size=16 // workers, num_workers=workers)
+        own = replace(own, settings=own.settings.model_copy(update={"resources": resources}))
+        train_mle(own)
+        losses.append(read_metrics(tmp_path / str(workers) / "mle" / METRICS_FILE)[-1]["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
 def test_evaluations_need_captions_of_dev_images(tmp_path):
     own = job(tmp_path)
     with pytest.raises(

@@ -97,7 +97,7 @@ def test_killed_at_every_step_it_ends_with_the_same_bits(
         trainer, _ = train_alone(
             steps=plan.total_steps,
             resume_from=checkpoint,
-            bags=lambda step: stream_bags(small_bags, plan.from_step(step), rank=0),
+            bags=lambda step: stream_bags(small_bags, plan.from_step(step), rank=0, timeout_s=60),
             out=run_dir / "checkpoints",
             wrap=wrap,
             estimator=baseline,
@@ -125,6 +125,16 @@ def test_killed_at_every_step_it_ends_with_the_same_bits(
     assert resumed[1:] == whole[1:]
     assert resumed[0].keys() == whole[0].keys()
     assert all(torch.equal(tensor, whole[0][name]) for name, tensor in resumed[0].items())
+
+
+def test_a_resumed_run_saves_as_often_as_its_settings_say_now(train_alone, tmp_path):
+    train_alone(steps=2, save_every=2)
+    train_alone(steps=4, save_every=1, resume_from=last_checkpoint(tmp_path / "run"))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-3",
+        "checkpoint-4",
+    ]
 
 
 def forget(seed):

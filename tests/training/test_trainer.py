@@ -64,7 +64,7 @@ def run(samplers, rewards, versions, bag_folder, captioner_folder, resources, tm
             processor,
             grpo_arguments(rl, str(tmp_path / folder), len(plan), MAX_TOKENS, use_gpu=False, seed=0),
             rl,
-            bags=lambda step: stream_bags(bag_folder, plan[step:], rank=0),
+            bags=lambda step: stream_bags(bag_folder, plan[step:], rank=0, timeout_s=60),
             rollout=rollout,
             estimator=estimator(rl.advantage),
             callbacks=[],

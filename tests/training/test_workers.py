@@ -93,7 +93,7 @@ def train_with_sgd(config):
         processor,
         arguments,
         rl,
-        bags=lambda step: stream_bags(job.bags, job.steps.from_step(step), rank),
+        bags=lambda step: stream_bags(job.bags, job.steps.from_step(step), rank, 60),
         rollout=SharedRollouts(rollouts, settings.resources.step_timeout_s) if rl.num_workers > 1 else rollouts,
         estimator=estimator(rl.advantage),
         callbacks=[SendWeights(rollouts, rl.updates_per_step), seen],
