@@ -84,7 +84,11 @@ class ImageCaptioner:
         torch.set_num_threads(resources.threads)
         self._tower, self._batch_size = checkpoint.tower, batch_size
         self.engine = CaptionEngine(checkpoint.model, checkpoint.processor, resources)
-        self.engine.load(0, checkpoint.model.state_dict())
+        self.take(checkpoint)
+
+    def take(self, checkpoint: Checkpoint) -> None:
+        """Its weights from now on; of a captioner like the first in all but these. Raises StaleWeightsError where some are missing."""
+        self.engine.load(self.engine.weights_version + 1, checkpoint.model.state_dict())
         self.engine.fingerprints()  # which it keeps the loaded tensors for
 
     def warm_up(self) -> None:

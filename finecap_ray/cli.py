@@ -336,13 +336,14 @@ def serve_(
     checkpoint: Annotated[str, typer.Argument(help="A captioner folder, such as runs/demo/rl/captioner.")],
     overrides: Overrides = None,
     config: RunConfig = None,
+    swap: Annotated[bool, typer.Option("--swap", help="Give the service that runs already this captioner.")] = False,
 ) -> None:
     """Answers POST /v1/captions, with a page to try it, until Ctrl-C."""
     from finecap_ray.captioning import find_captioner, run_settings
-    from serve.start import start_service
+    from serve.start import start_service, swap_captioner
 
     captioner = find_captioner(checkpoint)
-    start_service(run_settings(captioner, config, overrides or []), captioner)
+    (swap_captioner if swap else start_service)(run_settings(captioner, config, overrides or []), captioner)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,9 +6,10 @@ request -> Service: read, refuse -> Captioner: decode -> batch of those that arr
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,40 +54,73 @@ class Job:
     spec: SamplingSpec
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    rollouts: list[Rollout]
+    model: Model  # that they are of
+
+
 @serve.deployment
 class Captioner:
     """One engine. Images that arrive together are captioned together, each as its own request asks for."""
 
     def __init__(
-        self,
-        captioner: str,
-        tower: TowerSettings,
-        resources: ResourceSettings,
-        max_batch_size: int,
-        batch_wait_s: float,
+        self, tower: TowerSettings, resources: ResourceSettings, max_batch_size: int, batch_wait_s: float
     ) -> None:
         self._caption_batch.set_max_batch_size(max_batch_size)
         self._caption_batch.set_batch_wait_timeout_s(batch_wait_s)
+        self._tower, self._resources = tower, resources
+        self._captioner: ImageCaptioner | None = None
+        self._failure: Exception | None = None
+        self._busy_since: float | None = None
         # torch keeps a pool of threads per calling thread: the engine is only ever called from this one.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._thread.submit(self._start, captioner, tower, resources).result()
 
-    def _start(self, captioner: str, tower: TowerSettings, resources: ResourceSettings) -> None:
-        checkpoint = open_checkpoint(captioner, tower)
-        self._captioner = ImageCaptioner(checkpoint, tower.batch_size, resources)
-        self._captioner.warm_up()
+    async def reconfigure(self, config: dict[str, str]) -> None:
+        """Serve says which captioner: before the first request, and when another takes its place (`finecap serve --swap`)."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._take, config["captioner"])
 
-    async def caption(self, image: bytes, spec: SamplingSpec) -> list[Rollout]:
+    def _take(self, captioner: str) -> None:
+        checkpoint = open_checkpoint(captioner, self._tower)
+        if self._captioner is None:
+            self._captioner = ImageCaptioner(checkpoint, self._tower.batch_size, self._resources)
+            self._captioner.warm_up()
+        else:
+            self._captioner.take(checkpoint)
+        self._model = Model(captioner=checkpoint.facts.name, weights=checkpoint.facts.weights)
+
+    async def check_health(self) -> None:
+        """Raises where the engine failed or hangs, and Serve puts another in its place: vLLM would wait in every later batch for
+        what a failed one was asked."""
+        if self._failure is not None:
+            raise RuntimeError("a batch failed in the engine") from self._failure
+        if self._busy_since is not None and time.monotonic() - self._busy_since > self._resources.step_timeout_s:
+            raise RuntimeError(
+                f"a batch has been in the engine for more than resources.step_timeout_s={self._resources.step_timeout_s:g} s"
+            )
+
+    async def caption(self, image: bytes, spec: SamplingSpec) -> Answer:
         """Raises DataError for an image that can't be decoded to its end; its neighbours don't notice."""
         prepared = await asyncio.to_thread(self._captioner.prepare, image)
         return await self._caption_batch(Job(prepared, spec))
 
     @serve.batch
-    async def _caption_batch(self, jobs: list[Job]) -> list[list[Rollout]]:
-        work = asyncio.get_running_loop().run_in_executor
-        return await work(
-            self._thread, self._captioner.caption, [job.prepared for job in jobs], [job.spec for job in jobs]
-        )
+    async def _caption_batch(self, jobs: list[Job]) -> list[Answer]:
+        return await self._run(jobs)
+
+    async def _run(self, jobs: list[Job]) -> list[Answer]:
+        self._busy_since = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, jobs)
+        except Exception as error:
+            self._failure = error
+            raise
+        finally:
+            self._busy_since = None
+
+    def _answer(self, jobs: list[Job]) -> list[Answer]:
+        captions = self._captioner.caption([job.prepared for job in jobs], [job.spec for job in jobs])
+        return [Answer(own, self._model) for own in captions]
 
 
 api = FastAPI(title="finecap", docs_url=None, redoc_url=None)  # both pages load scripts from elsewhere
@@ -131,10 +165,13 @@ _ERRORS = {status: {"model": ErrorResponse} for status in sorted(set(HTTP_STATUS
 @serve.deployment
 @serve.ingress(api)
 class Service:
-    def __init__(self, captioner: DeploymentHandle, facts: CaptionerFacts, settings: ServeSettings) -> None:
-        self._captioner, self._facts, self._settings = captioner, facts, settings
-        self._model = Model(captioner=facts.name, weights=facts.weights)
+    def __init__(self, captioner: DeploymentHandle, settings: ServeSettings) -> None:
+        self._captioner, self._settings = captioner, settings
         self._page = PAGE.read_text(encoding="utf-8")
+
+    def reconfigure(self, facts: dict[str, Any]) -> None:
+        """Of the captioner, as for `Captioner`."""
+        self._facts = CaptionerFacts(**facts)
 
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page(self) -> HTMLResponse:
@@ -157,14 +194,15 @@ class Service:
             max_tokens=self._facts.max_tokens,
             default_max_tokens=self._facts.trained_tokens,
         )
-        return Health(status="ready", replicas=ready, model=self._model, limits=limits)
+        model = Model(captioner=self._facts.name, weights=self._facts.weights)
+        return Health(status="ready", replicas=ready, model=model, limits=limits)
 
     @api.post("/v1/captions", responses=_ERRORS, openapi_extra=_request_body())
     async def captions(self, request: Request) -> CaptionResponse:
         """Captions of one image."""
         asked = await read_request(request, self._settings)
         started = time.perf_counter()
-        rollouts = await self._ask(asked.image, self._spec(asked.parameters))
+        answer = await self._ask(asked.image, self._spec(asked.parameters))
         captions = [
             Caption(
                 text=rollout.text,
@@ -172,9 +210,9 @@ class Service:
                 tokens=len(rollout.token_ids),
                 finish_reason=rollout.finish_reason,
             )
-            for rollout in rollouts
+            for rollout in answer.rollouts
         ]
-        return CaptionResponse(captions=captions, model=self._model, seconds=time.perf_counter() - started)
+        return CaptionResponse(captions=captions, model=answer.model, seconds=time.perf_counter() - started)
 
     def _spec(self, parameters: CaptionParameters) -> SamplingSpec:
         if parameters.n > self._settings.max_captions:
@@ -186,7 +224,7 @@ class Service:
         except ConfigError as error:
             raise RequestError("invalid_request", str(error)) from None
 
-    async def _ask(self, image: bytes, spec: SamplingSpec) -> list[Rollout]:
+    async def _ask(self, image: bytes, spec: SamplingSpec) -> Answer:
         timeout_s = self._settings.request_timeout_s
         try:
             return await asyncio.wait_for(self._captioner.caption.remote(image, spec), timeout_s)
@@ -203,16 +241,39 @@ class Service:
 
 
 def build_application(settings: Settings, captioner: str, facts: CaptionerFacts) -> serve.Application:
-    """`captioner` is the absolute path of a captioner folder that every node sees."""
+    """`captioner` is the absolute path of a captioner folder that every node sees.
+
+    Deployed again with another captioner of the same architecture and the same settings, Serve keeps the engines and has them
+    load its weights (`reconfigure`); with anything else it starts new ones.
+    """
     limits, resources = settings.serve, settings.resources
+    version = {
+        "version": _version(settings, captioner),
+        "_internal": True,
+    }  # Serve's own would be another at every deployment
     engines = Captioner.options(
         num_replicas=limits.replicas,
         max_ongoing_requests=2 * limits.max_batch_size,  # one batch in the engine, the next one being decoded
         max_queued_requests=limits.max_queued,
         ray_actor_options={"num_cpus": 1, "num_gpus": resources.gpus},
-    ).bind(captioner, settings.tower, resources, limits.max_batch_size, limits.batch_wait_s)
+        user_config={"captioner": captioner},
+        **version,
+    ).bind(settings.tower, resources, limits.max_batch_size, limits.batch_wait_s)
     held = limits.max_queued + 2 * limits.max_batch_size * limits.replicas  # by the engines and before them
     return Service.options(
         max_ongoing_requests=2 * held,  # the rest is told so, and `healthz` answers: the proxy itself turns nobody away
         ray_actor_options={"num_cpus": 0},
-    ).bind(engines, facts, limits)
+        user_config=asdict(facts),
+        **version,
+    ).bind(engines, limits)
+
+
+def _version(settings: Settings, captioner: str) -> str:
+    """Of all that an engine is built from: settings, and of the captioner's folder everything but the weights."""
+    digest = hashlib.sha256()
+    for part in (settings.tower, settings.resources, settings.serve):
+        digest.update(part.model_dump_json(exclude={"address"}).encode())
+    for file in sorted(Path(captioner).iterdir()):
+        if file.is_file() and file.suffix not in (".safetensors", ".md"):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import time
@@ -12,7 +13,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
-from finecap_ray.captioning import CaptionerFacts, find_captioner, open_checkpoint
+from finecap_ray.captioning import CaptionerFacts, connect_to_caption, find_captioner, open_checkpoint
 from finecap_ray.cluster import connect, get_within
 from finecap_ray.config import Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DeadlineError, UnsupportedError
@@ -39,19 +40,47 @@ def start_service(settings: Settings, checkpoint: str) -> None:
         ray.shutdown()
 
 
+def swap_captioner(settings: Settings, checkpoint: str) -> None:
+    """Gives the service that runs in this cluster (by default the one on this machine) another captioner; requests wait for the
+    moment that its weights take to load, and none is lost.
+
+    Raises ConfigError where no service runs, and else what `deploy` raises.
+    """
+    captioner = find_captioner(checkpoint)
+    address = settings.resources.address or os.environ.get("RAY_ADDRESS") or "auto"
+    connect(settings.resources.model_copy(update={"address": address}))
+    if APPLICATION not in serve.status().applications:
+        raise ConfigError(f"no captioner is served in the Ray cluster at {address}: leave out --swap to start one")
+    check_address(settings)
+    print(f"{_run(settings, captioner)} captions with {captioner} from now on", flush=True)
+
+
 def deploy(settings: Settings, checkpoint: str) -> str:
     """The URL of the service, once it answers.
 
     Raises DataError where there is no captioner, MismatchError when it was trained on another tower's features,
     UnsupportedError when the engines don't start, DeadlineError when they don't start in time, ConfigError when the port is
-    another program's, or Serve runs in this cluster at another.
+    another program's, or Serve runs in this cluster at another, or serves a captioner already.
     """
     captioner = find_captioner(checkpoint)
-    connect(settings.resources)
-    if serve.status().proxies:  # Serve runs in this cluster, and the port is its own
+    connect_to_caption(settings.resources)
+    running = serve.status()
+    if APPLICATION in running.applications:
+        raise ConfigError(
+            "a captioner is served in this cluster already: --swap gives that service this one, `serve shutdown` ends it"
+        )
+    if running.proxies:  # Serve runs in this cluster, and the port is its own
         check_address(settings)
     else:
         check_port(settings)
+    try:
+        return _run(settings, captioner)
+    except BaseException:
+        take_down()
+        raise
+
+
+def _run(settings: Settings, captioner: str) -> str:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     deadline = time.monotonic() + settings.resources.start_timeout_s
     reading = _read_facts.remote(captioner, settings.tower)
@@ -60,11 +89,7 @@ def deploy(settings: Settings, checkpoint: str) -> str:
     facts = get_within(reading, settings.resources.start_timeout_s, late)
     target = serve.RunTarget(build_application(settings, captioner, facts), name=APPLICATION)
     serve.run_many([target], wait_for_applications_running=False)
-    try:
-        _wait_until_running(deadline, settings)
-    except BaseException:
-        take_down()  # not before: in a cluster that others use, the application there was is theirs
-        raise
+    _wait_until_running(deadline, settings)
     return f"http://{settings.serve.host}:{settings.serve.port}"
 
 

@@ -1,22 +1,28 @@
 """The captioning service over HTTP: real Ray Serve, real vLLM, a captioner of random weights and real images."""
 
+import asyncio
 import base64
 import io
 import json
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import torch
 from PIL import Image
+from ray.serve.context import _get_global_client
 
 from finecap_ray.captioners.build import build_clipcap
 from finecap_ray.captioning import CaptionerFacts, find_captioner, run_settings, sampling_spec
 from finecap_ray.config import ServeSettings, Settings, TowerSettings
 from finecap_ray.errors import ConfigError, DataError, MismatchError
+from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.scorers.tower import load_tower
 from finecap_ray.sources import read_examples
-from serve.start import check_address, check_port, deploy, take_down
+from serve.app import APPLICATION, Captioner, Job
+from serve.start import check_address, check_port, deploy, swap_captioner, take_down
 
 MAX_TOKENS = 8
 MAX_IMAGE_BYTES = 200_000
@@ -28,19 +34,22 @@ def images():
     return [row["image"] for row in read_examples("fluent").slice(0, 16).to_pylist()]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(captioner_settings, tmp_path_factory):
+def write_captioner(folder, captioner_settings, seed):
     tower = load_tower(TowerSettings())
     settings = captioner_settings.model_copy(update={"layers": 1, "vocabulary": 300})
-    model, processor = build_clipcap(settings, ["a red apple", "a green pear"], tower.width, tower.digest, 0.0, seed=0)
-    folder = tmp_path_factory.mktemp("run") / "captioner"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    texts = ["a red apple", "a green pear"]
+    for part in build_clipcap(settings, texts, tower.width, tower.digest, 0.0, seed):
+        part.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def service(ray_session, checkpoint):
+def checkpoint(captioner_settings, tmp_path_factory):
+    return write_captioner(tmp_path_factory.mktemp("run") / "captioner", captioner_settings, seed=0)
+
+
+@pytest.fixture(scope="module")
+def settings():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,8 +61,13 @@ def service(ray_session, checkpoint):
         max_batch_size=4,
         max_queued=16,
     )
+    return Settings(serve=limits)
+
+
+@pytest.fixture(scope="module")
+def service(ray_session, settings, checkpoint):
     try:
-        with httpx.Client(base_url=deploy(Settings(serve=limits), str(checkpoint)), timeout=60) as client:
+        with httpx.Client(base_url=deploy(settings, str(checkpoint)), timeout=60) as client:
             yield client
     finally:
         take_down()
@@ -191,7 +205,62 @@ def test_health_page_and_description(service):
     assert set(body) == {"multipart/form-data", "application/json"}
 
 
-def test_a_captioner_of_another_tower_is_refused(service, checkpoint, tmp_path):
+def engines() -> set[str]:
+    deployments = _get_global_client().get_serve_details()["applications"][APPLICATION]["deployments"]
+    return {replica["replica_id"] for replica in deployments["Captioner"]["replicas"]}
+
+
+def test_another_captioner_takes_over_while_requests_come(
+    service, settings, checkpoint, captioner_settings, images, tmp_path
+):
+    other, running = write_captioner(tmp_path / "captioner", captioner_settings, seed=1), engines()
+    swapped = threading.Event()
+
+    def ask() -> list[httpx.Response]:
+        answers = []
+        while not (swapped.is_set() and len(answers) > 3):
+            answers.append(service.post("/v1/captions", json=as_json(images[0])))
+        return answers
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            asking = pool.submit(ask)
+            swap_captioner(settings, str(other))
+        finally:
+            swapped.set()
+        answers = asking.result()
+    assert {answer.status_code for answer in answers} == {200}
+    texts = {answer.json()["model"]["weights"]: answer.json()["captions"][0]["text"] for answer in answers}
+    last = answers[-1].json()
+    assert len(texts) == 2 and len(set(texts.values())) == 2
+    assert all(answer.json()["captions"][0]["text"] == texts[answer.json()["model"]["weights"]] for answer in answers)
+    assert service.get("/healthz").json()["model"] == last["model"]
+    swap_captioner(settings, str(checkpoint))
+    assert service.post("/v1/captions", json=as_json(images[0])).json()["model"] == answers[0].json()["model"]
+    assert engines() == running  # the very same, that loaded other weights
+
+
+@pytest.mark.usefixtures("service")
+def test_a_service_that_runs_is_not_replaced_unasked(settings, checkpoint):
+    with pytest.raises(ConfigError, match=r"served in this cluster already: --swap"):
+        deploy(settings, str(checkpoint))
+
+
+def test_an_engine_in_which_a_batch_failed_says_so(checkpoint, resources):
+    engine = Captioner.func_or_class(TowerSettings(), resources, 1, 0.0)
+
+    async def fail() -> None:
+        await engine.reconfigure({"captioner": str(checkpoint)})
+        await engine.check_health()
+        with pytest.raises(RuntimeError):
+            await engine._run([Job(torch.zeros(3), SamplingSpec(1, 2, 0.0))])
+        with pytest.raises(RuntimeError, match="a batch failed in the engine"):
+            await engine.check_health()
+
+    asyncio.run(fail())
+
+
+def test_a_captioner_of_another_tower_is_refused(service, settings, checkpoint, tmp_path):
     other = tmp_path / "captioner"
     other.mkdir()
     for file in checkpoint.iterdir():
@@ -199,7 +268,8 @@ def test_a_captioner_of_another_tower_is_refused(service, checkpoint, tmp_path):
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"feature_tower": "f" * 16}))
     with pytest.raises(MismatchError, match="f" * 16):
-        deploy(Settings(serve=ServeSettings(port=service.base_url.port)), str(other))
+        swap_captioner(settings, str(other))
+    assert service.get("/healthz").json()["model"]["captioner"] == f"{checkpoint.parent.name}/captioner"
 
 
 def test_what_is_too_much_is_turned_away_and_the_page_answers_meanwhile(service, images):
