@@ -1,5 +1,6 @@
 """What a picture looks like does not depend on how it was stored."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_of_16_bits_the_high_byte_is_the_picture():
 def test_transparent_parts_become_white():
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert decode_image(encoded(image, "PNG")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_any_damage_is_a_data_error():
+    """AVIF's decoder raises RuntimeError."""
+    whole = encoded(Image.effect_noise((64, 64), 80).convert("RGB"), "AVIF")
+    for place in range(0, 500, 3):  # in the boxes before the pixels
+        with contextlib.suppress(DataError):
+            decode_image(whole[:place] + b"\xff" + whole[place + 1 :])
+        with pytest.raises(DataError, match="not a decodable image"):
+            decode_image(whole[:place])
 
 
 def test_pixels_of_unknown_range_are_refused():

@@ -63,7 +63,7 @@ class PoolJudge:
 
     def show(self, image_ids: Sequence[str], images: Sequence[bytes] | None, features: np.ndarray | None) -> None:
         """Embeds images, from their features [N, F] where they are of the scorer's own tower. Equal ones are embedded once:
-        only then are their similarities equal to the last bit."""
+        only then are their similarities equal to the last bit. Raises DataError, naming it, for one that can't be decoded."""
         digests = [
             hashlib.sha256(one).digest() for one in (images if features is None else np.ascontiguousarray(features))
         ]
@@ -72,7 +72,8 @@ class PoolJudge:
             first.setdefault(digest, place)
         own = list(first.values())
         if features is None:
-            embedded = self.scorer.embed_images([images[place] for place in own])
+            names = [image_ids[place] for place in own]
+            embedded = self.scorer.embed_images([images[place] for place in own], names)
         else:
             embedded = self.scorer.project_features(torch.from_numpy(features[own].astype(np.float32)))
         row = {digest: number for number, digest in enumerate(first)}

@@ -60,7 +60,7 @@ def place_captions(
     """Ranks the images of each pool by every caption of the images asked about.
 
     images: image id -> row of `image_embeddings`; texts: image id -> rows of `text_embeddings`, its captions. An image
-    without a caption is not asked about. Raises DataError when no caption is left.
+    without a caption is not asked about. Raises DataError when no caption is left, RewardError for a similarity that is no number.
     """
     better, tied, owners, asked = [], [], [], []
     for row, pool in enumerate(pools):

@@ -24,7 +24,7 @@ from finecap_ray.sampling.seeds import caption_seed
 
 @dataclass(frozen=True, slots=True)
 class DecodingSpec:
-    """Greedy, or of n samples the one that the captioner finds most probable."""
+    """Greedy, or of n samples the one that the captioner finds most probable, at the temperature that they are drawn at."""
 
     n: int = 1
     temperature: float = 0.0

@@ -17,6 +17,7 @@ from finecap_ray.errors import DataError
 from finecap_ray.evaluation.pools import random_pools
 from finecap_ray.evaluation.ranking import place_captions, retrieval_numbers
 from finecap_ray.evaluation.warrant import binding_accuracy, kendall_tau, swap_attributes
+from finecap_ray.scorers.embed import check_decodable, why_undecodable
 from finecap_ray.sources import ExampleSet
 from finecap_ray.sources.examples import is_for_choices
 from finecap_ray.specs import absolute_spec
@@ -66,7 +67,8 @@ def read_ratings(path: str | Path) -> list[Rating]:
 def measure_scorers(settings: Settings, specs: Mapping[str, str], ratings: str | None) -> dict[str, dict[str, Any]]:
     """The warrant of each scorer (name -> what load_scorer takes) on the images of the dev splits.
 
-    Raises DataError when no example is in a split whose name begins with `dev` or `val`.
+    Images that can't be decoded are left out and counted. Raises DataError past `data.max_bad_fraction`, and when no example is
+    in a split whose name begins with `dev` or `val`.
     """
     examples = ExampleSet(settings.data.examples)
     rows = examples.rows.to_pylist()
@@ -78,16 +80,11 @@ def measure_scorers(settings: Settings, specs: Mapping[str, str], ratings: str |
         )
     rated = [] if ratings is None else read_ratings(ratings)
     wanted = {rating.image_id for rating in rated}
-    found = {row["image_id"]: row["row"] for row in rows if row["image_id"] in wanted}
-    images = dict(zip(found, examples.pictures(list(found.values())), strict=True))
+    shown = _decodable(examples, dev, settings.data.max_bad_fraction)
+    pairs = _decodable(examples, [row for row in rows if row["image_id"] in wanted], settings.data.max_bad_fraction)
     connect(settings.resources)
-    shown = WarrantImages(
-        [row["image_id"] for row in dev],
-        examples.pictures([row["row"] for row in dev]),
-        [row["captions"] for row in dev],
-    )
     evaluation, threads = settings.evaluation, settings.resources.threads
-    stored = [ray.put(own) for own in (shown, rated, images)]
+    stored = [ray.put(own) for own in (shown, rated, pairs)]
     calls = {
         name: _warrant.options(num_gpus=settings.resources.gpus).remote(
             absolute_spec(spec),
@@ -99,7 +96,20 @@ def measure_scorers(settings: Settings, specs: Mapping[str, str], ratings: str |
         for name, spec in specs.items()
     }
     answers = work_within(list(calls.values()), settings.resources, ", ".join(calls), f"score {len(dev)} images")
-    return dict(zip(calls, answers, strict=True))
+    left_out = {"undecodable": len(dev) - len(shown.image_ids)}
+    return {name: answer | {"left_out": left_out} for name, answer in zip(calls, answers, strict=True)}
+
+
+def _decodable(examples: ExampleSet, rows: Sequence[Mapping[str, Any]], max_bad_fraction: float) -> WarrantImages:
+    """Those of the rows whose picture can be decoded. Raises DataError where too many can't."""
+    pictures = examples.pictures([row["row"] for row in rows])
+    reasons = [why_undecodable(picture) for picture in pictures]
+    bad = {row["image_id"]: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
+    check_decodable(bad, len(rows), max_bad_fraction)
+    good = [(row, picture) for row, picture in zip(rows, pictures, strict=True) if row["image_id"] not in bad]
+    return WarrantImages(
+        [row["image_id"] for row, _ in good], [picture for _, picture in good], [row["captions"] for row, _ in good]
+    )
 
 
 @ray.remote(num_cpus=1, max_retries=0, max_calls=1)
@@ -107,7 +117,7 @@ def _warrant(
     spec: str,
     dev: WarrantImages,
     ratings: Sequence[Rating],
-    rated_images: Mapping[str, bytes],
+    pairs: WarrantImages,
     samples: int,
     seed: int,
     threads: int,
@@ -119,14 +129,12 @@ def _warrant(
     torch.set_num_threads(threads)
     scorer = load_scorer(spec)
 
-    def embed(ids: Sequence[str], images: Sequence[bytes]) -> dict[str, Any]:
-        return dict(zip(ids, scorer.embed_images(list(images)), strict=True)) if ids else {}
+    def embed(shown: WarrantImages) -> dict[str, Any]:
+        ids = shown.image_ids
+        return dict(zip(ids, scorer.embed_images(list(shown.images), ids), strict=True)) if ids else {}
 
     captions = dict(zip(dev.image_ids, dev.captions, strict=True))
-    rated = embed(list(rated_images), list(rated_images.values()))
-    return {"spec": spec} | measure_warrant(
-        scorer, captions, embed(dev.image_ids, dev.images), ratings, rated, samples, seed
-    )
+    return {"spec": spec} | measure_warrant(scorer, captions, embed(dev), ratings, embed(pairs), samples, seed)
 
 
 def measure_warrant(
@@ -192,6 +200,8 @@ def describe(warrant: Mapping[str, Any]) -> list[str]:
         f"among {found['against']} (chance {100 * found['chance']:.3g} %)",
         f"longer than it reads: {100 * warrant['truncated']:.1f} % of {warrant['captions']} captions",
     ]
+    if warrant["left_out"]["undecodable"]:
+        lines.append(f"left out: {warrant['left_out']['undecodable']} images that can't be decoded")
     if warrant["binding_captions"]:
         lines.append(
             f"binding: prefers {100 * warrant['binding']:.1f} % of {warrant['binding_captions']} captions to their copy with swapped attributes (chance 50 %)"

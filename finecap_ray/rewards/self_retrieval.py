@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from finecap_ray.errors import RewardError
 from finecap_ray.rewards.component import RewardRequest
 from finecap_ray.rewards.hard_negatives import HardNegatives
 
@@ -70,7 +71,7 @@ def self_retrieval_rewards(
     """Log-probability, in nats and at most 0, that the scorer picks the own image of each caption.
 
     text and images are unit-norm; target is the row of the own image; scope says which images compete.
-    Raises ValueError where the own image of a caption is out of its scope.
+    Raises ValueError where the own image of a caption is out of its scope, RewardError for a similarity that is no number.
     """
     similarity = _similarity(text, images, target, scope)
     logits = (logit_scale * similarity).masked_fill(~scope, -torch.inf)
@@ -138,4 +139,11 @@ def _similarity(
     dtype = torch.promote_types(torch.promote_types(text.dtype, images.dtype), torch.float32)
     text_rows, text_row = torch.unique(text.to(dtype), dim=0, return_inverse=True)
     image_rows, image_row = torch.unique(images.to(dtype), dim=0, return_inverse=True)
-    return (text_rows @ image_rows.T)[text_row][:, image_row]
+    similarity = text_rows @ image_rows.T
+    if not similarity.isfinite().all():  # NaN is neither better nor worse than anything: it would come first
+        wrong = int((~similarity.isfinite()).any(dim=1)[text_row].sum())
+        raise RewardError(
+            f"the similarities of {wrong} of {len(text)} captions aren't all numbers: the scorer gives NaN or infinity; look for "
+            "damaged weights, or run it in float32 (resources.scorer_dtype)"
+        )
+    return similarity[text_row][:, image_row]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class TowerActor(PageActor):
         for batch in examples.to_batches(self.settings.batch_size):
             good = []
             for image_id, image in zip(batch["image_id"].to_pylist(), batch["image"].to_pylist(), strict=True):
-                reason = _reason(image)
+                reason = why_undecodable(image)
                 if reason is None:
                     ids.append(image_id)
                     good.append(image)
@@ -191,11 +191,7 @@ def _write_manifest(folder: Path, files: list[str], out: Path, tower: TowerSetti
         bad |= json.loads(facts[_BAD])
         digests.add(facts[_DIGEST].decode())
         images += pq.read_metadata(folder / file).num_rows
-    if len(bad) > data.max_bad_fraction * (images + len(bad)):
-        first = "\n".join(f"  {image_id}: {reason}" for image_id, reason in list(bad.items())[:_LISTED])
-        raise DataError(
-            f"{len(bad)} of {images + len(bad)} images can't be decoded, more than data.max_bad_fraction={data.max_bad_fraction}:\n{first}"
-        )
+    check_decodable(bad, images + len(bad), data.max_bad_fraction)
     if not images:
         raise DataError("there is no image to embed")
     if len(digests) != 1:
@@ -217,7 +213,17 @@ def _write_manifest(folder: Path, files: list[str], out: Path, tower: TowerSetti
     (out / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-def _reason(image: bytes) -> str | None:
+def check_decodable(bad: Mapping[str, str], images: int, max_bad_fraction: float) -> None:
+    """bad: image id -> why it can't be decoded. Raises DataError where those are too many of all, listing the first ten."""
+    if len(bad) > max_bad_fraction * images:
+        first = "\n".join(f"  {image_id}: {reason}" for image_id, reason in list(bad.items())[:_LISTED])
+        raise DataError(
+            f"{len(bad)} of {images} images can't be decoded, more than data.max_bad_fraction={max_bad_fraction}:\n{first}"
+        )
+
+
+def why_undecodable(image: bytes) -> str | None:
+    """None where it can be decoded."""
     try:
         decode_image(image)
     except DataError as error:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
@@ -63,13 +64,21 @@ class Scorer:
         self.logit_scale = float(model.logit_scale.exp())
 
     @torch.inference_mode()
-    def embed_images(self, images: list[bytes]) -> Float[Tensor, "n D"]:
-        """Unit-norm embeddings of encoded images, a batch at a time. Raises DataError for bytes that aren't an image."""
+    def embed_images(self, images: list[bytes], names: Sequence[str] | None = None) -> Float[Tensor, "n D"]:
+        """Unit-norm embeddings of encoded images, a batch at a time. Raises DataError for bytes that aren't an image, which it
+        calls by its name (default: its number from 0 on)."""
         batches = []
-        for start in range(0, len(images), _IMAGE_BATCH):
-            pixels = torch.stack([self.preprocess(decode_image(one)) for one in images[start : start + _IMAGE_BATCH]])
+        called = list(zip(names or range(len(images)), images, strict=True))
+        for start in range(0, len(called), _IMAGE_BATCH):
+            pixels = torch.stack([self._pixels(*one) for one in called[start : start + _IMAGE_BATCH]])
             batches.append(self.model.encode_image(pixels.to(self.device), normalize=True).float().cpu())
         return torch.cat(batches)
+
+    def _pixels(self, name: str | int, image: bytes) -> Float[Tensor, "3 S S"]:
+        try:
+            return self.preprocess(decode_image(image))
+        except DataError as error:
+            raise DataError(f"image {name!r}: {error}; `finecap import` leaves such images out") from None
 
     @torch.inference_mode()
     def project_features(self, features: Float[Tensor, "n F"]) -> Float[Tensor, "n D"]:
@@ -77,7 +86,10 @@ class Scorer:
         return torch.nn.functional.normalize(self.model.visual.head(features.float().to(self.device)), dim=-1).cpu()
 
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "n D"]:
-        """Unit-norm embeddings. Equal strings are embedded once, so that they are equal to the last bit."""
+        """Unit-norm embeddings; 0 for a text of which the tokenizer makes no token, such as "" with SmolLM2's.
+
+        Equal strings are embedded once, so that they are equal to the last bit.
+        """
         return self.read_texts(texts)[0]
 
     @torch.inference_mode()
@@ -110,10 +122,13 @@ class Scorer:
 
 
 def text_lengths(tokens: Tensor, tokenizer) -> Tensor:
-    """Tokens [n, T] of a tokenizer of open_clip, padded on the right -> number of tokens of each row."""
+    """Tokens [n, T] of a tokenizer of open_clip, padded on the right -> number of tokens of each row.
+
+    At least 1, also of a text without any: a batch of such texts is one padding token wide, not 0.
+    """
     # open_clip's own pads with 0, the others wrap one of Hugging Face.
     inner = getattr(tokenizer, "tokenizer", None)
-    return (tokens != (0 if inner is None else inner.pad_token_id)).sum(dim=1)
+    return (tokens != (0 if inner is None else inner.pad_token_id)).sum(dim=1).clamp(min=1)
 
 
 def check_scorer(spec: str | Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 from open_clip.hf_configs import arch_dict
-from torch import Tensor
+from open_clip.hf_model import register_pooler
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaConfig, LlamaModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -50,6 +51,19 @@ class LlamaTextTower(LlamaModel):
         if self.config.words:
             states = torch.cat([self.config.words * self.embed_tokens(input_ids), states], dim=-1)
         return BaseModelOutput(last_hidden_state=states)
+
+
+@register_pooler
+class MeanPooler(nn.Module):
+    """In the place of open_clip's own, which of a text without a token makes 0 / 0: here it is 0, a cosine of 0 with every image.
+
+    SmolLM2's tokenizer adds no token of its own, so "" has none. The name is in the digest of every scorer that pools so.
+    """
+
+    def forward(self, x: BaseModelOutput, attention_mask: Tensor) -> Tensor:
+        """Hidden states [n, T, F], mask [n, T] -> their mean over the tokens [n, F]."""
+        mask = attention_mask.unsqueeze(-1)
+        return (x.last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 AutoConfig.register(LlamaTextConfig.model_type, LlamaTextConfig)

@@ -7,7 +7,9 @@ larger than the memory of any node.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import pyarrow as pa
@@ -24,7 +26,6 @@ from finecap_ray.sources.fluent import fluent_file
 MANIFEST_FILE = "manifest.json"  # of an import; written last
 _LABELS = [name for name in EXAMPLE_SCHEMA.names if name != "image"]
 _ROWS_AT_A_TIME = 256
-_ROWS_PER_PAGE = 1024
 
 
 def is_for_choices(split: str) -> bool:
@@ -44,7 +45,8 @@ class ExampleSet:
         else:
             self._filesystem, path = locate(spec)
             self._paths = _parquet_files(spec, self._filesystem, path)
-        self._footers = [self._read(lambda path=path: self._open(path).metadata) for path in self._paths]
+        with self._reading():
+            self._footers = [self._open(path).metadata for path in self._paths]
         for footer in self._footers:
             _check_columns(spec, footer.schema.to_arrow_schema())
         if not len(self):
@@ -92,36 +94,56 @@ class ExampleSet:
 
     def pictures(self, rows: Sequence[int]) -> list[bytes]:
         """Encoded images of these examples, in this order. They are all held in memory."""
-        wanted, found = set(rows), {}
-        for start in range(0, len(self), _ROWS_PER_PAGE):
-            own = wanted.intersection(range(start, start + _ROWS_PER_PAGE))
-            if own:
-                page = self.page(start, _ROWS_PER_PAGE)["image"]
-                found |= {row: page[row - start].as_py() for row in own}
+        wanted, found = sorted(set(rows)), {}
+        for path, footer, group, first in self._groups():
+            own = _inside(wanted, first, first + footer.row_group(group).num_rows)
+            if own:  # once through the row group, however many pages it has
+                found |= self._pictures_of(path, footer, group, first, own)
         return [found[row] for row in rows]
+
+    def _pictures_of(
+        self, path: str, footer: pq.FileMetaData, group: int, first: int, rows: Sequence[int]
+    ) -> dict[int, bytes]:
+        """By row, of these sorted rows of one row group, whose first row is `first`."""
+        start, found = rows[0], {}
+        with self._reading():
+            for table in self._part(path, footer, group, start - first, rows[-1] + 1 - first, ["image"]):
+                images = self._as_examples(table, ["image"])["image"]
+                found |= {row: images[row - start].as_py() for row in _inside(rows, start, start + len(table))}
+                start += len(table)
+        return found
 
     @cached_property
     def digest(self) -> str:
         """Of all their content, however it is divided into files. Reads everything once. Raises DataError as `labels` does."""
         _ = self.labels
         digest = hashlib.sha256()
-        for start in range(0, len(self), _ROWS_PER_PAGE):
-            update_digest(digest, self.page(start, _ROWS_PER_PAGE))
+        with self._reading():
+            for table in self._batches(0, len(self), EXAMPLE_SCHEMA.names):
+                update_digest(digest, self._as_examples(table, EXAMPLE_SCHEMA.names))
         return digest.hexdigest()[:16]
 
     def _table(self, start: int, rows: int, columns: list[str]) -> pa.Table:
-        table = self._read(lambda: pa.concat_tables(self._batches(start, start + rows, columns)))
+        with self._reading():
+            return self._as_examples(pa.concat_tables(self._batches(start, start + rows, columns)), columns)
+
+    def _as_examples(self, table: pa.Table, columns: list[str]) -> pa.Table:
+        """In the types of EXAMPLE_SCHEMA. Raises DataError where one has gaps."""
         fields = [EXAMPLE_SCHEMA.field(name) for name in columns]
         return pa.table([_as_type(self.spec, table[field.name], field) for field in fields], schema=pa.schema(fields))
 
     def _batches(self, start: int, end: int, columns: list[str]) -> Iterator[pa.Table]:
+        for path, footer, group, first in self._groups():
+            if first < end and first + footer.row_group(group).num_rows > start:
+                yield from self._part(path, footer, group, start - first, end - first, columns)
+
+    def _groups(self) -> Iterator[tuple[str, pq.FileMetaData, int, int]]:
+        """Of every row group the file, its footer, the number in the file and the first row."""
         first = 0
         for path, footer in zip(self._paths, self._footers, strict=True):
             for group in range(footer.num_row_groups):
-                rows = footer.row_group(group).num_rows
-                if first < end and first + rows > start:
-                    yield from self._part(path, footer, group, start - first, end - first, columns)
-                first += rows
+                yield path, footer, group, first
+                first += footer.row_group(group).num_rows
 
     def _part(
         self, path: str, footer: pq.FileMetaData, group: int, start: int, end: int, columns: list[str]
@@ -139,11 +161,17 @@ class ExampleSet:
     def _open(self, path: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
         return pq.ParquetFile(path, metadata=footer, filesystem=self._filesystem)
 
-    def _read(self, read):
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         try:
-            return read()
+            yield
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.spec} can't be read as parquet: {error}") from None
+
+
+def _inside(rows: Sequence[int], start: int, end: int) -> Sequence[int]:
+    """Those of sorted rows that are `start` or later, and before `end`."""
+    return rows[bisect_left(rows, start) : bisect_left(rows, end)]
 
 
 def read_examples(spec: str) -> pa.Table:

@@ -43,8 +43,9 @@ def _usable(data: bytes, longest_side: int | None, jpeg_quality: int) -> tuple[b
     except Exception:
         raise BadImageError("can't be opened as an image") from None
     with image:
-        kind, frames = image.format, getattr(image, "n_frames", 1)
         try:
+            # GIF and TIFF are never kept as they are, and would have to look for the end of the file to count their frames.
+            kept = image.format in ("JPEG", "PNG", "WEBP") and getattr(image, "n_frames", 1) == 1
             image.load()
         except Image.DecompressionBombError:
             raise
@@ -57,7 +58,7 @@ def _usable(data: bytes, longest_side: int | None, jpeg_quality: int) -> tuple[b
         turned = upright(image)
         plain = image.mode in ("RGB", "L") or (image.mode == "P" and "transparency" not in image.info)
         small = longest_side is None or max(image.size) <= longest_side
-        if kind in ("JPEG", "PNG", "WEBP") and frames == 1 and plain and small and turned is image:
+        if kept and plain and small and turned is image:
             return data, False
         try:
             rgb = as_rgb(turned)

@@ -38,6 +38,9 @@ from finecap_ray.sources.urls import NOT_FETCHED, Fetching, fetch
 from finecap_ray.sources.webdataset import SHARD_SUFFIXES, webdataset_source
 
 DUPLICATE_ID, DUPLICATE_IMAGE = "duplicate image id", "duplicate image"
+_FURTHER = (
+    "further captions of an image"  # of a table with a row for each caption; not left out: they go to the first row
+)
 TASKS_AT_MOST = 1000  # Ray tasks; one does several of a large source's own
 ROWS_PER_BLOCK, BYTES_PER_BLOCK = 64, 16 * 2**20
 ROWS_PER_FILE, ROWS_PER_GROUP = 1000, 100
@@ -119,10 +122,10 @@ def import_examples(
         raise DataError(f"{source} has no rows")
     checked = _checked(plan, partial(_check, longest_side=longest_side, jpeg_quality=jpeg_quality, fetching=fetching))
     index = _index(checked)
-    reasons = _reasons(index)
+    reasons, captions = _reasons(index)
     report = _report(source, format, index, reasons)
     _stop_when_too_bad(report, index, max_bad_fraction)
-    _write(checked, frozenset(reasons), out)
+    _write(checked, frozenset(reasons), captions, out)
     _write_manifest(report, out)
     return report
 
@@ -197,47 +200,57 @@ def _utf8(text: str) -> str:
 
 def _index(checked: Dataset) -> list[dict[str, Any]]:
     """All that is known of the rows, without the images, in the order of the source."""
-    light = checked.map_batches(_without_image, batch_format="pyarrow")
+    light = checked.drop_columns(["image"])
     rows = [row for table in light.iter_batches(batch_size=None, batch_format="pyarrow") for row in table.to_pylist()]
     return sorted(rows, key=lambda row: row["number"])
 
 
-def _without_image(table: pa.Table) -> pa.Table:
-    lengths = pa.compute.list_value_length(table["captions"])
-    return table.drop_columns(["image", "captions"]).append_column("captions", lengths)
+def _reasons(index: list[dict[str, Any]]) -> tuple[dict[int, str], dict[int, list[str]]]:
+    """Why each row that becomes no example doesn't, and the captions of those that later rows have further ones of; by number.
 
-
-def _reasons(index: list[dict[str, Any]]) -> dict[int, str]:
-    """Why each row that is left out is, by its number."""
-    reasons, ids, digests = {}, set(), set()
+    Appends the further captions to those of the first row in `index`.
+    """
+    reasons, captions, first, digests = {}, {}, {}, set()
     for row in index:
+        known = first.get(row["image_id"])
         if row["problem"] is not None:
             reasons[row["number"]] = row["problem"]
-        elif row["image_id"] in ids:
+        elif known is not None and _says_more(row, known):
+            reasons[row["number"]] = _FURTHER
+            known["captions"] += row["captions"]
+            captions[known["number"]] = known["captions"]
+        elif known is not None:
             reasons[row["number"]] = DUPLICATE_ID
         elif row["digest"] in digests:
             reasons[row["number"]] = DUPLICATE_IMAGE
         else:
-            ids.add(row["image_id"])
+            first[row["image_id"]] = row
             digests.add(row["digest"])
-    return reasons
+    return reasons, captions
+
+
+def _says_more(row: dict[str, Any], first: dict[str, Any]) -> bool:
+    """Whether it is the same image of the same split with a caption that isn't there yet: a row that is there twice has none."""
+    same = row["digest"] == first["digest"] and row["split"] == first["split"]
+    return same and not set(row["captions"]) <= set(first["captions"])
 
 
 def _report(source: str, format: str, index: list[dict[str, Any]], reasons: dict[int, str]) -> ImportReport:
     kept = [row for row in index if row["number"] not in reasons]
+    read = [row for row in index if reasons.get(row["number"], _FURTHER) == _FURTHER]
     captions_left_out = {
-        "empty": sum(row["empty_captions"] for row in kept),
-        "not text": sum(row["captions_not_text"] for row in kept),
+        "empty": sum(row["empty_captions"] for row in read),
+        "not text": sum(row["captions_not_text"] for row in read),
     }
     return ImportReport(
         source=source,
         format=format,
-        found=len(index),
+        found=len(index) - len(read) + len(kept),
         examples=len(kept),
         splits=dict(sorted(Counter(row["split"] for row in kept).items())),
-        left_out=dict(sorted(Counter(reasons.values()).items())),
+        left_out=dict(sorted(Counter(reason for reason in reasons.values() if reason != _FURTHER).items())),
         without_captions=sum(not row["captions"] for row in kept),
-        captions=sum(row["captions"] for row in kept),
+        captions=sum(len(row["captions"]) for row in kept),
         captions_left_out={reason: count for reason, count in captions_left_out.items() if count},
         reencoded=sum(row["reencoded"] for row in kept),
     )
@@ -256,19 +269,25 @@ def _stop_when_too_bad(report: ImportReport, index: list[dict[str, Any]], max_ba
         raise DataError(f"no usable image in {report.source}: {report.found} found, left out {report.left_out}")
 
 
-def _write(checked: Dataset, left_out: frozenset[int], out: str) -> None:
+def _write(checked: Dataset, left_out: frozenset[int], captions: dict[int, list[str]], out: str) -> None:
     filesystem, folder = locate(out)
     filesystem.create_dir(f"{folder}/examples", recursive=True)
     # Ray's own write_parquet lets threads of Arrow shuffle the rows of a file.
-    write = partial(_write_part, left_out=left_out, out=out)
+    write = partial(_write_part, left_out=left_out, captions=captions, out=out)
     checked.map_batches(write, batch_size=ROWS_PER_FILE, batch_format="pyarrow").materialize()
 
 
-def _write_part(table: pa.Table, left_out: frozenset[int], out: str) -> pa.Table:
-    """One file, named by the place of its first row in the source: written again, it is the same file."""
+def _write_part(table: pa.Table, left_out: frozenset[int], captions: dict[int, list[str]], out: str) -> pa.Table:
+    """One file, named by the place of its first row in the source: written again, it is the same file.
+
+    captions: by number, of the rows that have others than their own.
+    """
     numbers = table["number"].to_pylist()
     kept = table.filter(pa.array([number not in left_out for number in numbers], pa.bool_()))
     if len(kept):
+        pairs = zip(kept["number"].to_pylist(), kept["captions"].to_pylist(), strict=True)
+        every = pa.array([captions.get(number, own) for number, own in pairs], EXAMPLE_SCHEMA.field("captions").type)
+        kept = kept.set_column(kept.schema.get_field_index("captions"), EXAMPLE_SCHEMA.field("captions"), every)
         filesystem, folder = locate(out)
         path = f"{folder}/examples/part-{numbers[0]:016x}.parquet"
         pq.write_table(kept.select(EXAMPLE_SCHEMA.names), path, filesystem=filesystem, row_group_size=ROWS_PER_GROUP)

@@ -1,7 +1,7 @@
 """Parquet with the columns image_id and image (or url), and captions and split where they are there.
 
 `image` is binary, or a struct with `bytes` as Hugging Face datasets write it; `captions` is a list of strings, or one, and may be
-called `caption`.
+called `caption`. Rows of one image_id, image and split, as of a table with a row for each caption, become one example.
 """
 
 from __future__ import annotations

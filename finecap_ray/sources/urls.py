@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import string
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
@@ -25,7 +27,9 @@ def fetch(url: str, fetching: Fetching) -> tuple[bytes, str | None]:
     if not url.lower().startswith(("http://", "https://")):  # file:// would read this machine's own files
         return b"", NO_WEB_ADDRESS
     try:
-        with urllib.request.urlopen(url, timeout=fetching.timeout_s) as answer:
+        # Addresses in data are as people write them, with spaces and accents; % is safe: what is quoted stays as it is.
+        quoted = urllib.parse.quote(url.strip(), safe=string.punctuation)
+        with urllib.request.urlopen(quoted, timeout=fetching.timeout_s) as answer:
             data = answer.read(fetching.max_bytes + 1)
     except (OSError, ValueError, http.client.HTTPException):
         return b"", NOT_ANSWERED

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from finecap_ray.errors import DataError
 from finecap_ray.evaluation.judging import PoolJudge
 from finecap_ray.evaluation.pools import Pool, PoolSet
 
@@ -79,3 +80,8 @@ def test_an_image_without_captions_competes_and_is_not_asked_about(judge, emoji)
         assert own[[0, 2]].tolist() == other[[0, 2]].tolist()
     assert np.isnan(without.hits["a"][0][1]) and np.isnan(without.ranks["a"][0][1]) and without.best["a"][0][1] == -1
     assert np.isnan(without.hits["a"][1]).all()
+
+
+def test_an_image_that_is_none_is_named(judge, emoji):
+    with pytest.raises(DataError, match="image 'b': not a decodable image"):
+        judge.show(["a", "again", "b"], [emoji.images[0]] * 2 + [emoji.images[1][:50]], None)

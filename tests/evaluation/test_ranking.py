@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from finecap_ray.errors import DataError
+from finecap_ray.errors import DataError, RewardError
 from finecap_ray.evaluation.pools import Pool, PoolSet, all_images, random_pools
 from finecap_ray.evaluation.ranking import Places, place_captions, retrieval_numbers
 
@@ -67,6 +67,13 @@ def test_only_images_with_captions_are_asked_about_and_each_caption_counts():
     assert places.found_within(1).tolist() == [1, 0, 0]
     with pytest.raises(DataError, match="none of the images of 1 pools has a caption"):
         place_captions(pools.pools, {"a": 0, "b": 1}, images, {}, torch.eye(2))
+
+
+def test_a_caption_without_an_embedding_is_no_find():
+    pools = PoolSet("bags of 2", 2, (Pool(("a", "b"), (0, 1)),), dependent=True)
+    with pytest.raises(RewardError, match="similarities of 1 of 2 captions aren't all numbers"):
+        placed(pools, torch.eye(2), torch.tensor([[1, 0], [torch.nan, torch.nan]]), ["a", "b"])
+    assert placed(pools, torch.eye(2), torch.zeros(2, 2), ["a", "b"]).found_within(1).tolist() == [1 / 2, 1 / 2]
 
 
 def test_the_interval_over_bags_is_wider_than_over_captions():

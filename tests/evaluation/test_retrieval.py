@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from finecap_ray.errors import DataError
+from finecap_ray.evaluation import retrieval
 from finecap_ray.evaluation.retrieval import (
     bootstrap_gain_interval,
     bootstrap_interval,
     recall_at_1,
     recall_per_caption,
 )
+from finecap_ray.rewards.self_retrieval import self_retrieval_accuracy
 
 AXES = torch.eye(3)
 
@@ -34,6 +36,23 @@ def test_one_caption_for_all_scores_chance():
         images = torch.nn.functional.normalize(torch.ones(n, 64), dim=1)
         assert recall_at_1(text, images, torch.arange(n)) == pytest.approx(1 / n)
         assert recall_at_1(text[:1].repeat(n, 1), text, torch.arange(n)) == pytest.approx(1 / n)
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+def test_many_captions_are_taken_in_parts(scoped, monkeypatch):
+    """2,500 captions, each of one of 5 axes, are three parts. No part may hold more of the C x N numbers than its own."""
+    target, shapes = torch.arange(2500) % 5, []
+
+    def accuracy(text, images, target, scope):
+        shapes.append(scope.shape)
+        return self_retrieval_accuracy(text, images, target, scope)
+
+    monkeypatch.setattr(retrieval, "self_retrieval_accuracy", accuracy)
+    said = torch.where(torch.arange(2500) < 2000, target, (target + 1) % 5)  # the last 500 say another one
+    scope = torch.ones(2500, 5, dtype=torch.bool) if scoped else None
+    found = recall_per_caption(torch.eye(5)[said], torch.eye(5), target, scope)
+    assert found.tolist() == [1] * 2000 + [0] * 500
+    assert shapes == [(1024, 5), (1024, 5), (452, 5)]
 
 
 def test_recall_of_nothing_is_an_error():

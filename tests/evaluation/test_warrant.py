@@ -6,9 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from finecap_ray.config import load_settings
 from finecap_ray.errors import DataError
-from finecap_ray.evaluation.scorer_warrant import Rating, read_ratings
+from finecap_ray.evaluation.scorer_warrant import Rating, describe, measure_scorers, read_ratings
 from finecap_ray.evaluation.warrant import binding_accuracy, kendall_tau, swap_attributes
+from finecap_ray.records import EXAMPLE_SCHEMA
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,24 @@ def test_ratings_that_are_none(tmp_path):
     (tmp_path / "ratings.parquet").write_text("none")
     with pytest.raises(DataError, match="ratings are parquet with image_id, caption, ratings"):
         read_ratings(tmp_path / "ratings.parquet")
+
+
+def test_an_image_that_is_none_is_left_out_and_counted(ray_session, judge_folder, emoji, tmp_path):
+    columns = [emoji.image_ids[:10], [*emoji.images[:9], b"none"], emoji.captions[:10], ["dev"] * 10]
+    rows = pa.table(columns, schema=EXAMPLE_SCHEMA)
+    pq.write_table(rows, tmp_path / "examples.parquet")
+    rated = {"image_id": emoji.image_ids[7:10], "caption": ["a dog", "a cat", "an owl"], "ratings": [[1], [2], [3]]}
+    pq.write_table(pa.table(rated), tmp_path / "ratings.parquet")
+
+    def measure(max_bad_fraction):
+        settings = load_settings(
+            "demo", [f"data.examples={tmp_path}/examples.parquet", f"data.max_bad_fraction={max_bad_fraction}"]
+        )
+        return measure_scorers(settings, {"judge": str(judge_folder)}, str(tmp_path / "ratings.parquet"))["judge"]
+
+    with pytest.raises(DataError, match=rf"1 of 10 images can't be decoded.*\n  {emoji.image_ids[9]}: not a decodable"):
+        measure(0.02)
+    warrant = measure(0.5)
+    assert warrant["left_out"] == {"undecodable": 1} and warrant["retrieval"]["pool_size"] == 9
+    assert (warrant["rated_captions"], warrant["without_image"]) == (2, 1)
+    assert "left out: 1 images that can't be decoded" in describe(warrant)

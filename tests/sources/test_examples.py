@@ -109,9 +109,21 @@ def test_pages_of_several_files_and_row_groups(tmp_path):
 
 
 def test_pictures_of_some_rows_in_their_order(tmp_path):
-    """Rows of three pages of 1024."""
+    """Rows of three row groups, each of several batches."""
     rows = [ROWS[0] | {"image_id": str(row), "image": b"%d" % row} for row in range(2100)]
     pq.write_table(table(rows, schema=EXAMPLE_SCHEMA), tmp_path / "a.parquet", row_group_size=700)
     examples = ExampleSet(str(tmp_path))
     assert examples.pictures([2099, 0, 1024, 1023, 0]) == [b"2099", b"0", b"1024", b"1023", b"0"]
     assert examples.pictures([]) == []
+    assert examples.pictures(range(600, 1500)) == [b"%d" % row for row in range(600, 1500)]
+
+
+def test_a_row_group_is_read_once_however_many_pages_it_has(tmp_path, monkeypatch):
+    rows = [ROWS[0] | {"image_id": str(row), "image": b"%d" % row} for row in range(3000)]
+    pq.write_table(table(rows, schema=EXAMPLE_SCHEMA), tmp_path / "a.parquet", row_group_size=3000)
+    examples, opened = ExampleSet(str(tmp_path)), []
+    _ = examples.labels
+    read = ExampleSet._part
+    monkeypatch.setattr(ExampleSet, "_part", lambda *part: opened.append(part) or read(*part))
+    assert examples.pictures([0, 2999]) == [b"0", b"2999"] and len(opened) == 1
+    assert examples.digest and len(opened) == 2

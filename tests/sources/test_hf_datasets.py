@@ -34,6 +34,26 @@ def test_a_dataset_with_splits(tmp_path):
     usable_image(images[80].image, None, 90)  # encoded as it lies there
 
 
+def test_ids_that_start_anew_in_each_split_get_its_name(tmp_path):
+    def saved(name, **splits):
+        rows = {
+            split: datasets.Dataset.from_dict({"id": ids, "image": [image.encode() for image in images]})
+            for split, (ids, images) in splits.items()
+        }
+        datasets.DatasetDict(rows).save_to_disk(tmp_path / name)
+        return [image.image_id for image in found(tmp_path / name)]
+
+    assert saved("anew", train=([0, 1, None], "abc"), val=([0, 1], "de")) == [
+        "train/0",
+        "train/1",
+        "train/2",
+        "val/0",
+        "val/1",
+    ]
+    # one image in two splits, and a row for each caption, are what they say
+    assert saved("shared", train=([0, 1, 1], "abb"), val=([1, 2], "bc")) == ["0", "1", "1", "1", "2"]
+
+
 def test_a_dataset_without_splits_ids_or_captions_and_with_gaps(tmp_path):
     (tmp_path / "a.png").write_bytes(b"bytes of a file")
     values = [

@@ -86,7 +86,11 @@ def test_a_photo_taken_on_its_side_is_put_upright():
     assert not Image.open(io.BytesIO(made)).getexif()
 
 
-WHOLE = {format: encode(Image.effect_noise((64, 64), 80).convert("RGB"), format) for format in ("JPEG", "PNG", "WEBP")}
+NOISE = Image.effect_noise((64, 64), 80).convert("RGB")
+WHOLE = {format: encode(NOISE, format) for format in ("JPEG", "PNG", "WEBP", "AVIF")}
+WHOLE |= {
+    format: encode(NOISE, format, save_all=True, append_images=[NOISE.rotate(90)]) for format in ("GIF", "TIFF")
+}  # two frames
 
 
 @pytest.mark.parametrize(
@@ -112,13 +116,19 @@ def test_a_webp_cut_short_is_bad():
         usable_image(WHOLE["WEBP"][: len(WHOLE["WEBP"]) // 2], longest_side=None, jpeg_quality=90)
 
 
+@pytest.mark.parametrize("format", ["GIF", "TIFF"])
+def test_what_comes_after_a_whole_first_frame_may_be_cut(format):
+    made, reencoded = usable_image(WHOLE[format][:-100], longest_side=None, jpeg_quality=90)
+    assert reencoded and Image.open(io.BytesIO(made)).size == (64, 64)
+
+
 def test_a_decompression_bomb_is_bad():
     huge = encode(Image.new("1", (20000, 20000)), "PNG")  # 400 million pixels in 50 kB
     with pytest.raises(BadImageError, match="more than 178956970 pixels"):
         usable_image(huge, longest_side=None, jpeg_quality=90)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format", WHOLE)
 def test_no_damage_raises_anything_else(format):
     generator = np.random.default_rng(0)
     for _ in range(300):

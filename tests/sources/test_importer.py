@@ -238,6 +238,27 @@ def test_parquet_with_gaps_and_without_captions(tmp_path):
     assert report.captions_left_out == {"empty": 1, "not text": 1}
 
 
+def test_a_table_with_a_row_for_each_caption(tmp_path):
+    """Over row groups; what is twice there is still a duplicate, and no caption goes from one split to another."""
+    rows = [
+        ("a", 0, "one", "train"),
+        ("b", 1, None, "train"),
+        ("a", 0, "two", "train"),
+        ("a", 0, "one", "train"),
+        ("b", 1, "three", "train"),
+        ("a", 0, " ", "train"),
+        ("a", 2, "other bytes", "train"),
+        ("a", 0, "other split", "val"),
+    ]
+    ids, seeds, captions, splits = zip(*rows, strict=True)
+    columns = {"image_id": ids, "image": [picture(seed) for seed in seeds], "caption": captions, "split": splits}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet", row_group_size=3)
+    report, found = run(tmp_path / "in.parquet", tmp_path / "out")
+    assert {image_id: row["captions"] for image_id, row in found.items()} == {"a": ["one", "two"], "b": ["three"]}
+    assert report.left_out == {"duplicate image id": 4}
+    assert (report.found, report.examples, report.captions, report.without_captions) == (6, 2, 3, 0)
+
+
 def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path):
     rows = [{"image_id": str(number), "image": picture(number)} for number in range(6)]
     path = tmp_path / "in.parquet"

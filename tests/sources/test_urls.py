@@ -25,6 +25,7 @@ def picture(seed):
 
 
 PAGES = {"/a.png": picture(0), "/b.png": picture(1), "/page.png": b"<html>no picture</html>", "/large.png": b"x" * 5000}
+PAGES["/caf%C3%A9%20(1).png?at=%C3%A9&to=%2F"] = picture(2)
 
 
 @pytest.fixture
@@ -62,9 +63,17 @@ def test_fetch_says_why_there_is_no_image(server, tmp_path):
     assert fetch(f"{address}/redirect", fetching) == (b"", NOT_ANSWERED)  # no way to a local file
     assert fetch("http://127.0.0.1:1/a.png", fetching) == (b"", NOT_ANSWERED)
     assert fetch("http://[/", fetching) == (b"", NOT_ANSWERED)
+    assert fetch(f"{address}/\ud800.png", fetching) == (b"", NOT_ANSWERED)  # half of a character
     secret = tmp_path / "secret"
     secret.write_bytes(b"local")
     assert fetch(f"file://{secret}", fetching) == (b"", NO_WEB_ADDRESS)
+
+
+@pytest.mark.parametrize("name", ["café (1).png?at=é&to=%2F", "caf%C3%A9%20(1).png?at=%C3%A9&to=%2F#part"])
+def test_an_address_is_quoted_as_far_as_it_is_not_yet(server, name):
+    address, _ = server
+    fetching = Fetching(timeout_s=10, max_bytes=4000)
+    assert fetch(f"{address}/{name}", fetching) == (picture(2), None)
 
 
 def test_urls_are_fetched_when_asked_for_and_never_otherwise(ray_session, server, tmp_path):
