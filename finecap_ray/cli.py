@@ -255,9 +255,9 @@ def evaluate(
             captions, found, splits, judge or default_judge, reward_scorer or default_scorer, captions_out
         )
         results = evaluate_request(settings, request)
+    print_results(results, form, console)
     if out is not None:
         Path(out).write_text(as_json(results), encoding="utf-8")
-    print_results(results, form, console)
 
 
 @app.command()
@@ -367,10 +367,12 @@ def _make_room(out: str | None) -> None:
         return
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
+        new = not Path(out).exists()
+        Path(out).open("ab").close()
+        if new:
+            Path(out).unlink()
     except OSError as error:
         raise ConfigError(f"{out} can't be written: {error}") from None
-    if Path(out).is_dir():
-        raise ConfigError(f"{out} is a folder: give the name of a file")
 
 
 # These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.

@@ -10,7 +10,7 @@ An unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -28,6 +28,8 @@ from finecap_ray.config_models import (
 from finecap_ray.config_trainable import TrainableSettings
 from finecap_ray.errors import ConfigError
 from finecap_ray.settings_file import explain, read_tree, set_dotted
+
+BagSize = Annotated[int, Field(ge=2)]
 
 
 class DataSettings(Section):
@@ -56,9 +58,9 @@ class ImportSettings(Section):
 
 
 class BagSettings(Section):
-    sizes: tuple[int, ...] = (2, 3, 5)
+    sizes: tuple[BagSize, ...] = (2, 3, 5)
     """Bag sizes mined on the training split."""
-    max_bags_per_image: int | None = 1
+    max_bags_per_image: int | None = Field(1, ge=1)
     """1: disjoint bags. None: one bag per seed (NDLB). Evaluation bags are always disjoint."""
     kind: Literal["look_alike", "conditional", "random"] = "look_alike"
     """`conditional`: alike but for the words of `word_class`. `random`: the control. Of the training split's bags alone."""
@@ -83,7 +85,7 @@ class BagSettings(Section):
 class Stage(Section):
     """Some epochs over the bags of one size."""
 
-    bag_size: int = Field(ge=2)
+    bag_size: BagSize
     epochs: int = Field(ge=1)
     band: tuple[float, float] = (0.0, 1.0)
     """From and to which quantile of similarity: 0 the bags least alike, 1 those most alike. (0, 1) is all bags."""
@@ -191,9 +193,9 @@ class RlSettings(Section):
 class EvaluationSettings(Section):
     """`bag_size` to `bootstrap_samples` belong to the evaluation of a run, the others to that of a checkpoint or a captions file."""
 
-    bag_size: int = Field(5, ge=2)
+    bag_size: BagSize = 5
     """Of the headline."""
-    more_bag_sizes: tuple[int, ...] = ()
+    more_bag_sizes: tuple[BagSize, ...] = ()
     """Further sizes, of the same splits: their numbers stand beside the headline's."""
     groups: dict[str, str] = Field({"seen": "test_seen", "unseen": "test_unseen"})
     """Name of a group -> split it is mined on; all groups together are the `whole`."""
@@ -203,7 +205,7 @@ class EvaluationSettings(Section):
     against: tuple[str, ...] = ("random:100",)
     """`bags:FILE` (TrueMatch's form, or a bag set folder), `random:SIZE`, `all`, `imagecode:FILE`."""
     decoding: str = "greedy"
-    """`greedy`, or `best:N`: of N samples the one the captioner finds most probable."""
+    """`greedy`, or `best:N`: of N samples the one the captioner finds most probable, at `temperature`."""
     temperature: float = Field(0.7, gt=0, le=2)
     """Of the samples of `best:N`."""
     batch_size: int = Field(256, ge=1)
@@ -311,7 +313,7 @@ class ServeSettings(Section):
 
 class Settings(Section):
     name: str = "run"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     run_dir: str = "runs/run"
     data: DataSettings = DataSettings()
     importing: ImportSettings = ImportSettings()

@@ -11,6 +11,7 @@ Precision = Literal["float32", "bfloat16", "auto"]
 Autocast = bool | Literal["auto"]  # under bfloat16 or not
 # Names a model: a name that its library knows, or a local file or folder, of which `~` is the home.
 Spec = Annotated[str, AfterValidator(lambda spec: str(Path(spec).expanduser()) if spec.startswith("~") else spec)]
+NAMED_DECODERS = ("scratch", "smollm2")
 DEFAULT_PROMPT = "Describe the image in one sentence."
 
 

@@ -33,5 +33,9 @@ class DriftError(FinecapError):
     """Sampler and trainer disagree on the probability of the same tokens."""
 
 
+class LostWorkerError(FinecapError):
+    """A process that trained is gone."""
+
+
 class DeadlineError(FinecapError):
     """A peer didn't answer in time; the message names it and what is missing."""

@@ -26,6 +26,7 @@ from finecap_ray.bags.source import bag_source
 from finecap_ray.bags.stream import plan_run
 from finecap_ray.cluster import absolute, check_shared, connect, work_within
 from finecap_ray.config import CaptionerSettings, ScorerSettings, Settings, TowerSettings, dump_settings
+from finecap_ray.config_models import NAMED_DECODERS
 from finecap_ray.doctor import samples_on_gpus
 from finecap_ray.errors import MismatchError
 from finecap_ray.preflight import check, check_engine
@@ -34,6 +35,7 @@ from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report
 from finecap_ray.scorers.embed import FeatureSet, embed_examples
 from finecap_ray.sources import ExampleSet
 from finecap_ray.sources.examples import is_for_choices
+from finecap_ray.sources.files import read_text
 from finecap_ray.specs import absolute_spec, spec_inputs
 from finecap_ray.stages import StageResult, Stages
 from finecap_ray.training.arithmetic import mle_steps
@@ -55,7 +57,7 @@ class Pipeline:
         """Connects to Ray. Raises ConfigError for impossible batch arithmetic, adapters or models before that, and DataError for
         a kept stage that was made with other inputs, before anything in the run folder is changed."""
         check(settings)
-        self.settings, self.stages, self.narrator = settings, stages, narrator
+        self.settings, self.stages, self.narrator = _with_absolute_models(settings), stages, narrator
         self.run_dir = Path(absolute(settings.run_dir))
         self.logs = str(self.run_dir / "logs")
         if rehearsal := stages.rehearsal():
@@ -91,7 +93,6 @@ class Pipeline:
                 "examples": self.examples.digest,
                 "tower": settings.tower.model_dump(exclude={"batch_size", "rows_per_file"})
                 | {"weights": _weights_inputs(settings.tower)},
-                "data": settings.data.model_dump(),
             },
             lambda out: embed_examples(self.examples, out, settings.tower, settings.data, settings.resources),
         )
@@ -118,7 +119,7 @@ class Pipeline:
             rows = self.rows(TRAIN_SPLIT)
             dev = _by_hash(self.rows_for_choices())[: mle.dev_images] if mle.evaluations else []
             job = MleJob(
-                self.settings.model_copy(update={"captioner": self._captioner}),
+                self.settings,
                 captioned(rows),
                 captioned(dev) if dev else None,
                 self.features.tower_digest,
@@ -148,16 +149,10 @@ class Pipeline:
         """`captioner.spec` as a folder of its own, with its prompt, image size and longest caption."""
 
         def work(out: Path) -> None:
-            saving = _save_start.remote(self._captioner, str(out))
+            saving = _save_start.remote(self.settings.captioner, str(out))
             work_within(saving, self.settings.resources, "the process that loads the captioner", "save it")
 
         return self.stages.run("mle", {"captioner": _captioner_inputs(self.settings.captioner)}, work)
-
-    @property
-    def _captioner(self) -> CaptionerSettings:
-        """As processes elsewhere read it."""
-        captioner = self.settings.captioner
-        return captioner.model_copy(update={"spec": captioner.spec and absolute_spec(captioner.spec)})
 
     def bags(self, split: str) -> StageResult:
         """The bag set of a split: every size for training, the evaluation's for the others."""
@@ -182,7 +177,8 @@ class Pipeline:
             "split": split,
             "sizes": sizes,
             "bags": bag_settings.model_dump(),
-            "listed": bag_settings.truematch and Path(bag_settings.truematch).read_text(encoding="utf-8"),
+            "listed": bag_settings.truematch
+            and hashlib.sha256(read_text(bag_settings.truematch).encode()).hexdigest()[:16],
             "seed": settings.seed,
         }
         return self.stages.run(f"bags/{split}", inputs, work)
@@ -237,6 +233,7 @@ class Pipeline:
             "evaluation": self.settings.evaluation.model_dump(
                 include={"bag_size", "more_bag_sizes", "groups", "bootstrap_samples"}
             ),
+            "sampler_dtype": self.settings.resources.sampler_dtype,
         }
         return self.stages.run(
             "evaluation",
@@ -305,7 +302,21 @@ def _weights_inputs(tower: TowerSettings) -> str | dict[str, str]:
 
 
 def _captioner_inputs(captioner: CaptionerSettings) -> dict:
-    return captioner.model_dump() | {"spec": captioner.spec and spec_inputs(captioner.spec)}
+    return captioner.model_dump() | {
+        "spec": captioner.spec and spec_inputs(captioner.spec),
+        "decoder": captioner.decoder if captioner.decoder in NAMED_DECODERS else spec_inputs(captioner.decoder),
+    }
+
+
+def _with_absolute_models(settings: Settings) -> Settings:
+    """Local models as processes elsewhere find them."""
+    tower, captioner = settings.tower, settings.captioner
+    changed = {"spec": captioner.spec and absolute_spec(captioner.spec)}
+    if captioner.decoder not in NAMED_DECODERS:
+        changed["decoder"] = absolute_spec(captioner.decoder)
+    if tower.weights.endswith(".safetensors"):
+        tower = tower.model_copy(update={"weights": absolute_spec(tower.weights)})
+    return settings.model_copy(update={"tower": tower, "captioner": captioner.model_copy(update=changed)})
 
 
 def _half(rows: list[dict], half: str) -> list[dict]:

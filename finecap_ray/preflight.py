@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from finecap_ray.bags.truematch import read_truematch
 from finecap_ray.cluster import absolute
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
@@ -22,10 +23,12 @@ def describe_training(settings: Settings, stage: TrainingStage) -> str:
 
 
 def check(settings: Settings) -> None:
-    """Raises what the functions below do, and `check_models`, for a run that can't be."""
+    """Raises what the functions below do, and `check_models` and `read_truematch`, for a run that can't be."""
     from finecap_ray.models import check_models
 
     rl_arithmetic(settings.rl, {})
+    if settings.bags.truematch is not None:
+        read_truematch(settings.bags.truematch)
     check_models(settings)
     check_captioner(settings)
     check_workers(settings)

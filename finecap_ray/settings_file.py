@@ -42,12 +42,24 @@ def read_tree(source: str | Path) -> dict[str, Any]:
             )
         text = (_presets() / f"{source}.yaml").read_text(encoding="utf-8")
     try:
-        tree = yaml.safe_load(text) or {}
+        tree = yaml.load(text, _WithoutRepeats) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} isn't valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{source} must hold settings by name, found a {type(tree).__name__}")
     return tree
+
+
+class _WithoutRepeats(yaml.SafeLoader):
+    """Of a key that comes twice, YAML's own would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} comes twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def set_dotted(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -7,11 +7,16 @@ unless it is one that is kept, such as a captioner that took days to train.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,8 @@ from finecap_ray import __version__
 from finecap_ray.errors import DataError
 
 STAGE_FILE = "stage.json"
+LOCK_FILE = ".lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}  # of a file system that has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +56,8 @@ class Stages:
     def run(self, name: str, inputs: dict[str, Any], work: Callable[[Path], None]) -> StageResult:
         """Does `work(folder)` unless it was done with the same `inputs` (anything JSON can hold).
 
-        Raises DataError, naming the inputs that differ, for a kept stage that was begun with others; and for a folder of that
-        name that no stage made.
+        Raises DataError, naming the inputs that differ, for a kept stage that was begun with others; for a folder of that name
+        that no stage made; and where another process works on a stage of this run folder.
         """
         folder = self.root / name
         inputs, digest = _with_digest(name, inputs)
@@ -62,27 +69,34 @@ class Stages:
         if state.get("digest") == digest and state["finished"]:
             result = StageResult(name, folder, digest, state["seconds"], cached=True)
         else:
-            if folder.exists() and state.get("digest") != digest:
-                if name in self.kept and state:
-                    raise _refused(folder, _differences(state["inputs"], inputs))
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            before = state["seconds"] if state.get("digest") == digest else 0.0
-            state = {"digest": digest, "inputs": inputs}
-            self._write(folder, state | {"seconds": before, "finished": False})
-            self.on_start(name)
-            started = time.perf_counter()
-            try:
-                work(folder)
-            except BaseException:
-                self._write(folder, state | {"seconds": before + time.perf_counter() - started, "finished": False})
-                raise
-            seconds = before + time.perf_counter() - started
-            self._write(folder, state | {"seconds": seconds, "finished": True})
+            with _alone(self.root):
+                if folder.exists() and state.get("digest") != digest:
+                    if name in self.kept and state:
+                        raise _refused(folder, _differences(state["inputs"], inputs))
+                    _remove(folder)
+                before = state["seconds"] if state.get("digest") == digest else 0.0
+                seconds = self._work(name, folder, {"digest": digest, "inputs": inputs}, before, work)
             result = StageResult(name, folder, digest, seconds, cached=False)
         self.results.append(result)
         self.on_end(result)
         return result
+
+    def _work(
+        self, name: str, folder: Path, state: dict[str, Any], before: float, work: Callable[[Path], None]
+    ) -> float:
+        """Seconds, with those `before` it was interrupted."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(folder, state | {"seconds": before, "finished": False})
+        self.on_start(name)
+        started = time.perf_counter()
+        try:
+            work(folder)
+        except BaseException:
+            self._write(folder, state | {"seconds": before + time.perf_counter() - started, "finished": False})
+            raise
+        seconds = before + time.perf_counter() - started
+        self._write(folder, state | {"seconds": seconds, "finished": True})
+        return seconds
 
     def rehearsal(self) -> Rehearsal | None:
         """None where no kept stage was begun, so that none can be refused."""
@@ -117,6 +131,38 @@ class Rehearsal(Stages):
             if name in self.kept:
                 raise _refused(folder, self._changed[digest])
         return StageResult(name, folder, digest, 0.0, cached=True)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Holds the run folder's lock. Raises DataError, naming who has it, where another process does."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise DataError(
+                f"{root} is in use by {file.read() or 'another process'}: wait for its end, or take another run_dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _remove(folder: Path) -> None:
+    """Out of its place first: what is left of a removal that was interrupted is no stage."""
+    if folder.is_symlink():
+        raise DataError(f"{folder} is a link to a stage that was made with other inputs: remove the link to do it anew")
+    gone = folder.with_name(f".{folder.name}.gone")
+    if gone.exists():
+        shutil.rmtree(gone)
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _with_digest(name: str, inputs: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -112,6 +112,8 @@ def test_an_evaluation_of_what_does_not_fit_is_refused_before_ray_starts(capsys,
     assert code == 2 and "is not a captioner" in err
     code, _, err = run(capsys, "evaluate", "--captions", str(file), "--captions-out", str(tmp_path / "out.json"))
     assert code == 2 and "--captions-out is for the captions of a --checkpoint" in err
+    code, _, err = run(capsys, "evaluate", "--captions", str(file), "--out", "/proc/results.json")
+    assert code == 2 and "/proc/results.json can't be written" in err
     code, _, err = run(capsys, "evaluate", "--judge", "ViT-B-32/openai", f"run_dir={tmp_path / 'run'}")
     assert code == 2 and "--judge, --reward-scorer, --split and --against are for --captions or a --checkpoint" in err
 

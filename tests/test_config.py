@@ -99,6 +99,14 @@ def test_a_bad_override_says_what_is_wrong(override, message):
         load_settings("demo", [override])
 
 
+@pytest.mark.parametrize(
+    "change", ["bags.sizes=[1, 2]", "evaluation.more_bag_sizes=[1]", "bags.max_bags_per_image=0", "seed=-1"]
+)
+def test_what_would_fail_hours_later_is_refused_at_once(change):
+    with pytest.raises(ConfigError, match="greater than or equal to"):
+        load_settings("demo", [change])
+
+
 def test_a_curriculum_whose_bag_sizes_are_not_built_is_refused():
     with pytest.raises(ConfigError, match=r"uses bags of \[7\], bags\.sizes builds \[2, 3, 5\]"):
         load_settings("demo", ["bags.sizes=[2, 3, 5]", "rl.curriculum=[{bag_size: 7, epochs: 1}]"])
@@ -121,7 +129,12 @@ def test_a_process_takes_its_share_of_a_gpu(overrides, gpus, asked):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("rl: [", "isn't valid YAML"), ("- a\n- b", "found a list"), ("rl: 3", "rl: ")],
+    [
+        ("rl: [", "isn't valid YAML"),
+        ("rl: {}\nseed: 1\nrl: {}", "'rl' comes twice"),
+        ("- a\n- b", "found a list"),
+        ("rl: 3", "rl: "),
+    ],
 )
 def test_a_file_that_is_not_a_tree_of_settings_is_refused(text, message, tmp_path):
     with pytest.raises(ConfigError, match=message):

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import pytest
 from transformers import GPT2Config, LlamaConfig, LlavaConfig
 
+from finecap_ray import preflight
 from finecap_ray.captioners.tiny import save_tiny
 from finecap_ray.config import load_settings
 from finecap_ray.errors import ConfigError, DataError, MismatchError, UnsupportedError
@@ -163,6 +164,11 @@ def test_images_that_leave_no_room(tiny):
 def test_maximum_likelihood_of_an_image_text_model(tiny):
     with pytest.raises(ConfigError, match=r"mle\.epochs=3: maximum likelihood trains a ClipCap.*set mle\.epochs=0"):
         check(tiny["qwen2_5_vl"], "mle.epochs=3")
+
+
+def test_bags_that_can_not_be_read():
+    with pytest.raises(DataError, match=r"bagz\.json can't be read"):
+        preflight.check(load_settings("demo", ["bags.truematch=bagz.json"]))
 
 
 def test_workers_that_would_share_a_gpu():

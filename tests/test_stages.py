@@ -1,12 +1,28 @@
 """A stage is done once per digest of its inputs, and an interrupted one goes on from what is there."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from finecap_ray.errors import DataError
 from finecap_ray.stages import STAGE_FILE, Stages
+
+OTHER = """
+import sys
+from finecap_ray.errors import DataError
+from finecap_ray.stages import Stages
+
+stages = Stages(sys.argv[1], lambda name: None, lambda result: None)
+print(stages.run("mle", {"epochs": 2}, print).cached)
+try:
+    stages.run("judge", {}, print)
+except DataError as error:
+    print(error)
+"""
 
 
 def stages(root: Path) -> Stages:
@@ -33,6 +49,43 @@ def test_changed_inputs_start_from_nothing(tmp_path):
     assert not changed.cached and changed.digest != first.digest
     assert (tmp_path / "mle" / "work").read_text() == "x"
     assert not (tmp_path / "mle" / "leftover").exists()
+
+
+def test_what_is_left_of_a_stage_whose_removal_was_interrupted_is_no_stage(tmp_path, monkeypatch):
+    stages(tmp_path).run("mle", {"epochs": 2}, append)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "unlink", interrupted)
+        stages(tmp_path).run("mle", {"epochs": 3}, append)
+    for epochs in (2, 3):
+        assert not stages(tmp_path).run("mle", {"epochs": epochs}, append).cached
+        assert (tmp_path / "mle" / "work").read_text() == "x"
+
+
+def test_a_link_is_not_thrown_away(tmp_path):
+    stages(tmp_path / "one").run("mle", {"epochs": 2}, append)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "mle").symlink_to(tmp_path / "one" / "mle")
+    assert stages(tmp_path / "two").run("mle", {"epochs": 2}, append).cached
+    with pytest.raises(DataError, match="is a link to a stage that was made with other inputs"):
+        stages(tmp_path / "two").run("mle", {"epochs": 3}, append)
+    assert stages(tmp_path / "one").run("mle", {"epochs": 2}, append).cached
+
+
+def test_two_processes_do_not_work_in_one_run_folder(tmp_path):
+    def work(out: Path) -> None:
+        done = subprocess.run([sys.executable, "-c", OTHER, str(tmp_path)], capture_output=True, text=True, timeout=60)
+        (out / "said").write_text(done.stdout)
+
+    stages(tmp_path).run("mle", {"epochs": 2}, append)
+    stages(tmp_path).run("rl", {}, work)
+    cached, said = (tmp_path / "rl" / "said").read_text().splitlines()
+    assert cached == "True"
+    assert said.startswith(f"{tmp_path} is in use by process {os.getpid()} of ")
+    stages(tmp_path).run("judge", {}, append)  # the lock is free again
 
 
 def test_a_folder_that_no_stage_made_is_left_alone(tmp_path):

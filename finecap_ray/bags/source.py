@@ -55,8 +55,9 @@ def bag_source(
     image_ids, pages = own["image_id"].to_pylist(), np.unique(own["row"].to_numpy() // features.rows_per_page)
     images, captions = embeddings.read(image_ids, pages)
     for left in folder.glob(f"{_SCRATCH}*"):  # by a process that was killed
-        shutil.rmtree(left)
-    with TemporaryDirectory(prefix=_SCRATCH, dir=folder) as scratch:
+        shutil.rmtree(left, ignore_errors=True)
+    # NFS renames a file that is still mapped instead of removing it: what can't be removed now is removed the next time.
+    with TemporaryDirectory(prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True) as scratch:
         pictures, matrix = _lay_out(examples, features, pages, split, len(own), Path(scratch))
         with pictures:
             yield BagSource(

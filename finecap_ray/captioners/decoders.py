@@ -22,11 +22,12 @@ from transformers import (
 )
 
 from finecap_ray.config import CaptionerSettings
+from finecap_ray.config_models import NAMED_DECODERS
 from finecap_ray.errors import ConfigError, MismatchError, UnsupportedError
 from finecap_ray.hub import check_hub
 from finecap_ray.smollm2 import GGUF_FILE, smollm2_folder
 
-SCRATCH, SMOLLM2 = "scratch", "smollm2"
+SCRATCH, SMOLLM2 = NAMED_DECODERS
 END_TOKEN = "<|endoftext|>"
 _KNOWN = {SCRATCH: GPT2Config(n_layer=1), SMOLLM2: LlamaConfig(num_hidden_layers=1)}
 

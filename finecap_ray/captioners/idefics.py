@@ -16,6 +16,7 @@ from finecap_ray.captioners.vlm import Vlm
 
 
 class Idefics(Vlm):
+    end_of_turn = "<end_of_utterance>"
     prefixes: ClassVar[dict[Part, tuple[str, ...]]] = {
         "mapper": ("model.connector.",),
         "vision": ("model.vision_model.",),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -34,7 +36,9 @@ def load_captioner(
         model = AutoModelForImageTextToText.from_pretrained(spec, config=config, dtype="float32")
     except (OSError, ValueError) as error:
         raise _nothing_at(spec, error) from error
-    family_of(config, processor).prepare(model)
+    family = family_of(config, processor)
+    family.prepare(model)
+    model.generation_config.eos_token_id = list(family.end_token_ids)
     if settings is not None:
         model.generation_config.max_new_tokens = settings.max_tokens
     return model.eval(), processor
@@ -63,8 +67,21 @@ def load_processor(
             setattr(config, PROMPT_FIELD, settings.prompt or DEFAULT_PROMPT)
         if settings.image_size is not None:
             family.set_image_size(processor, settings.image_size)
+        _set_ends(config, processor, family.end_of_turn, spec)
     family_of(config, processor)  # raises what doesn't fit
     return config, processor
+
+
+def _set_ends(config: PreTrainedConfig, processor: ProcessorMixin, end_of_turn: str | None, spec: str | Path) -> None:
+    """A caption ends with what ends a turn of the chat, which an Idefics3's tokenizer doesn't call its end; and with all that the
+    checkpoint's own `generation_config.json` stops at."""
+    if end_of_turn in processor.tokenizer.get_vocab():
+        processor.tokenizer.eos_token = end_of_turn
+    ends = [config.get_text_config().eos_token_id]
+    with suppress(OSError):  # it has none
+        ends.append(GenerationConfig.from_pretrained(spec).eos_token_id)
+    ids = [one for own in ends for one in (own if isinstance(own, list) else [own]) if one is not None]
+    config.get_text_config().eos_token_id = list(dict.fromkeys(ids))
 
 
 def _nothing_at(spec: str | Path, error: Exception) -> DataError:

@@ -35,6 +35,7 @@ PROMPT_FIELD = "caption_prompt"  # of a saved config
 class Vlm(ABC):
     reads: ImageInput = "image"
     whole_images = True
+    end_of_turn: ClassVar[str | None] = None  # a token, where the tokenizer calls another its end
     prefixes: ClassVar[dict[Part, tuple[str, ...]]]  # of names of parameters; the first that fits counts
 
     def __init__(self, config: PreTrainedConfig, processor: ProcessorMixin) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.sampling.weights import as_engine_holds
 
 SUPPORTED_VLLM = ("0.29",)
+_IMAGES_TOGETHER = 64  # which wait in the engine with their pixels, in tiles up to 50 MB each
 _OF_A_GPU = 0.9  # so much of its share vLLM asks for, and takes where no cache is said
 
 
@@ -134,8 +136,12 @@ class CaptionEngine:
             )
             for row, one in enumerate(specs)
         ]
-        prompts = list(self.family.requests(images, self.beside, self.dtype))
-        outputs = self.llm.generate(prompts, params, use_tqdm=False)
+        prompts = self.family.requests(images, self.beside, self.dtype)
+        together = _IMAGES_TOGETHER if self.family.reads == "image" else max(1, len(params))
+        outputs = []
+        for start in range(0, len(params), together):
+            own = params[start : start + together]
+            outputs += self.llm.generate(list(islice(prompts, len(own))), own, use_tqdm=False)
         captions = [
             (image_id, self.family.prompt_of(output.prompt_token_ids), caption)
             for image_id, output in zip(image_ids, outputs, strict=True)

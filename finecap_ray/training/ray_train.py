@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from finecap_ray.config import ResourceSettings
-from finecap_ray.errors import DeadlineError, FinecapError
+from finecap_ray.errors import DeadlineError, FinecapError, LostWorkerError
 from finecap_ray.training.workers import WAITS
+
+_WRAPPED = ("_base_exc", "health_check_failure", "__cause__")
 
 
 def run_workers(
@@ -27,7 +30,7 @@ def run_workers(
 ) -> None:
     """Runs `worker(config)` on every worker and waits. A FinecapError of a worker is raised here as itself.
 
-    Raises DeadlineError when there is no room for the workers within `resources.start_timeout_s`.
+    Raises DeadlineError when there is no room for the workers within `resources.start_timeout_s`, LostWorkerError when one dies.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)
@@ -53,14 +56,18 @@ def run_workers(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as failure:
-        for error in getattr(failure, "worker_failures", {}).values():
-            cause = getattr(error, "_base_exc", error)
-            while cause is not None:
-                if isinstance(cause, FinecapError):
-                    raise cause from None
-                cause = cause.__cause__
-        reason = type(getattr(failure, "controller_failure", None)).__name__
-        if reason == "WorkerGroupStartupTimeoutError":  # which isn't public
+        causes = list(_causes(failure))
+        for cause in causes:
+            if isinstance(cause, FinecapError):
+                raise cause from None
+        if any(isinstance(cause, RayActorError) for cause in causes):
+            raise LostWorkerError(
+                "a training worker is gone: its node was taken away, or memory ended (Ray's logs say which). --resume goes on from "
+                "the last checkpoint"
+            ) from None
+        if (
+            type(getattr(failure, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
+        ):  # which isn't public
             workers = "a training worker" if num_workers == 1 else f"{num_workers} training workers"
             raise DeadlineError(
                 f"no room for {workers} of {resources.asked} within resources.start_timeout_s={resources.start_timeout_s:.0f} s: "
@@ -68,6 +75,15 @@ def run_workers(
                 "larger cluster"
             ) from None
         raise
+
+
+def _causes(failure: ray.train.TrainingFailedError) -> Iterator[BaseException]:
+    """Of a worker's failure, or the controller's, and of each what it was raised for."""
+    for error in (*getattr(failure, "worker_failures", {}).values(), getattr(failure, "controller_failure", None)):
+        while error is not None:
+            yield error
+            # Ray wraps a worker's own error, and that of a worker which doesn't answer any more.
+            error = next(filter(None, (getattr(error, name, None) for name in _WRAPPED)), None)
 
 
 def _run_worker(work: ray.ObjectRef) -> None:

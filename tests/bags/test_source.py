@@ -1,5 +1,8 @@
 """What bags are mined from: one split of the examples, its pictures and features on disk and in step with its vectors."""
 
+import os
+from uuid import uuid4
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +44,20 @@ def features(ray_session, examples, resources, tmp_path_factory):
     tower = TowerSettings(image_size=IMAGE_SIZE, rows_per_file=9)
     embed_examples(examples, out, tower, DataSettings(max_bad_fraction=0.1), resources)
     return FeatureSet(out)
+
+
+@pytest.fixture
+def nfs(monkeypatch):
+    """Removing a file that is still mapped renames it, and its folder isn't empty then."""
+    unlink = os.unlink
+
+    def rename(path, *, dir_fd=None):
+        if os.fspath(path).endswith(".npy"):
+            os.rename(path, f".nfs{uuid4()}", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        else:
+            unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", rename)
 
 
 TRAIN = [row for row in range(0, 40, 2) if row != 6]
@@ -113,3 +130,14 @@ def test_what_bags_compare_of_captions(bags, compared):
 def test_a_split_without_images(examples):
     with pytest.raises(DataError, match="no example is in split 'test'; the splits are dev, train"):
         examples.split("test")
+
+
+def test_on_nfs_what_is_still_mapped_stays_until_the_next_time(
+    ray_session, examples, features, scorer_folder, resources, tmp_path, nfs
+):
+    embed_by_scorer(examples, features, str(scorer_folder), None, resources, tmp_path / "made")
+    embeddings = EmbeddingSet(tmp_path / "made")
+    for _ in range(2):
+        with bag_source(examples, features, embeddings, "train", tmp_path) as source:
+            assert len(source.image_ids) == len(TRAIN)
+        assert len(list(tmp_path.glob(".pictures*"))) == 1

@@ -34,12 +34,12 @@ def loaded(vlm):
 def sample(vlm, versions):
     """A function: weights are published, and the pictures captioned with them, together or one by one."""
 
-    def go(model, family, spec=SPEC, together=4):
+    def go(model, family, spec=SPEC, together=4, images=vlm.images):
         version = next(versions)
         publish(vlm.samplers.board, version, model.state_dict(), timeout_s=120)
         rollouts = []
-        for start in range(0, len(vlm.images), together):
-            own = vlm.images[start : start + together]
+        for start in range(0, len(images), together):
+            own = images[start : start + together]
             names, seeds = [image.image_id for image in own], range(start, start + len(own))
             rollouts += vlm.samplers.sample(version, names, family.images_of(own), spec, seeds)
         return rollouts
@@ -133,6 +133,12 @@ def test_captions_do_not_depend_on_how_many_are_asked_for_at_once(loaded, sample
     together, alone = sample(*loaded, spec), sample(*loaded, spec, together=1)
     assert sum(len(rollout.prompt_token_ids) for rollout in together) > 4096
     assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+
+
+def test_more_images_than_lie_in_the_engine_at_once_keep_their_order(vlm, loaded, sample):
+    greedy = SamplingSpec(captions_per_image=1, max_tokens=4, temperature=0.0)
+    few, many = (sample(*loaded, greedy, together=70, images=vlm.images[:2] * pairs) for pairs in (1, 35))
+    assert [(one.image_id, one.token_ids) for one in many] == [(one.image_id, one.token_ids) for one in few] * 35
 
 
 def test_captions_of_one_prompt_have_the_loss_and_gradients_of_captions_with_a_prompt_each(vlm, loaded):

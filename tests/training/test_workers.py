@@ -1,5 +1,7 @@
 """A step shared by workers: real Ray Train workers over gloo, with real samplers and a real scorer."""
 
+import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import plan_run, stream_bags
 from finecap_ray.captioners import family_of, load_captioner
 from finecap_ray.config import CaptionerSettings, RewardSettings, RlSettings, Settings, Stage
-from finecap_ray.errors import DeadlineError, RewardError
+from finecap_ray.errors import DeadlineError, LostWorkerError, RewardError
 from finecap_ray.records import Bag
 from finecap_ray.rewards.actor import RewardPool
 from finecap_ray.sampling.sampler import SamplerPool
@@ -189,6 +191,15 @@ def test_a_worker_that_is_late_is_named_and_what_the_first_meets_is_raised_as_it
 ):
     with pytest.raises(error, match=message):
         run_workers(share_a_step, {"late_s": late_s}, 2, resources, str(Path(tmp_path) / "logs"))
+
+
+def die(config):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_told_of_and_what_to_do(ray_session, resources, tmp_path):
+    with pytest.raises(LostWorkerError, match=r"a training worker is gone.*--resume goes on from the last checkpoint"):
+        run_workers(die, {}, 1, resources, str(tmp_path / "logs"))
 
 
 def test_workers_that_find_no_room_are_told_of_in_time(ray_session, resources, tmp_path, monkeypatch):
