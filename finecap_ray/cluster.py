@@ -76,9 +76,8 @@ def connect(resources: ResourceSettings) -> None:
         )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = (
-        resources.work_timeout_s
-    )  # a batch that an engine captions on a CPU may take an hour
+    # Half an hour by default: a batch that an engine captions on a CPU may take longer.
+    context.execution_no_progress_timeout_s = resources.work_timeout_s
     context.execution_options.preserve_order = True
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":

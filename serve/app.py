@@ -46,6 +46,14 @@ from serve.schema import (
 APPLICATION = "finecap"
 PAGE = Path(__file__).with_name("page.html")
 HEALTH_TIMEOUT_S = 5
+_OF_AN_ENGINE = (
+    "config.json",
+    "*token*",
+    "*processor*",
+    "chat_template*",
+    "vocab*",
+    "merges*",
+)  # of a captioner's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +255,8 @@ def build_application(settings: Settings, captioner: str, facts: CaptionerFacts)
     load its weights (`reconfigure`); with anything else it starts new ones.
     """
     limits, resources = settings.serve, settings.resources
-    version = {
-        "version": _version(settings, captioner),
-        "_internal": True,
-    }  # Serve's own would be another at every deployment
+    # Serve's own version would be another at every deployment.
+    version = {"version": _version(settings, captioner), "_internal": True}
     engines = Captioner.options(
         num_replicas=limits.replicas,
         max_ongoing_requests=2 * limits.max_batch_size,  # one batch in the engine, the next one being decoded
@@ -269,11 +275,11 @@ def build_application(settings: Settings, captioner: str, facts: CaptionerFacts)
 
 
 def _version(settings: Settings, captioner: str) -> str:
-    """Of all that an engine is built from: settings, and of the captioner's folder everything but the weights."""
+    """Of all that an engine is built from: settings, architecture, tokenizer and processor."""
     digest = hashlib.sha256()
     for part in (settings.tower, settings.resources, settings.serve):
         digest.update(part.model_dump_json(exclude={"address"}).encode())
     for file in sorted(Path(captioner).iterdir()):
-        if file.is_file() and file.suffix not in (".safetensors", ".md"):
+        if any(file.match(pattern) for pattern in _OF_AN_ENGINE):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]

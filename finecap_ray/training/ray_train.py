@@ -65,9 +65,8 @@ def run_workers(
                 "a training worker is gone: its node was taken away, or memory ended (Ray's logs say which). --resume goes on from "
                 "the last checkpoint"
             ) from None
-        if (
-            type(getattr(failure, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
-        ):  # which isn't public
+        kind = type(getattr(failure, "controller_failure", None)).__name__
+        if kind == "WorkerGroupStartupTimeoutError":  # which isn't public
             workers = "a training worker" if num_workers == 1 else f"{num_workers} training workers"
             raise DeadlineError(
                 f"no room for {workers} of {resources.asked} within resources.start_timeout_s={resources.start_timeout_s:.0f} s: "

@@ -214,6 +214,7 @@ def test_another_captioner_takes_over_while_requests_come(
     service, settings, checkpoint, captioner_settings, images, tmp_path
 ):
     other, running = write_captioner(tmp_path / "captioner", captioner_settings, seed=1), engines()
+    (other / "optimizer.pt").write_bytes(b"as in a checkpoint of a run")
     swapped = threading.Event()
 
     def ask() -> list[httpx.Response]:
