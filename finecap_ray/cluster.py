@@ -100,8 +100,8 @@ def _start_errors(address: str) -> Iterator[None]:
         if address == "local":
             raise
         raise ConfigError(
-            f"no Ray can be joined at {address} ({error}): it is resources.address or RAY_ADDRESS. HOST:PORT of a running head (`ray start "
-            "--head` says which), or auto for one on this machine; without either Ray is started here"
+            f"Ray can't be joined at {address}: {error}\nThe address is resources.address or RAY_ADDRESS: HOST:PORT of a running head (`ray "
+            "start --head` says which), or auto for one on this machine; without either Ray is started here"
         ) from error
     except Exception as error:  # Ray has no class for it
         if "timed out during startup" not in str(error):

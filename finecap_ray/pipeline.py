@@ -37,7 +37,7 @@ from finecap_ray.sources import ExampleSet
 from finecap_ray.sources.examples import is_for_choices
 from finecap_ray.sources.files import read_text
 from finecap_ray.specs import absolute_spec, spec_inputs
-from finecap_ray.stages import StageResult, Stages
+from finecap_ray.stages import StageResult, Stages, alone
 from finecap_ray.training.arithmetic import mle_steps
 
 TRAIN_SPLIT = "train"
@@ -64,8 +64,8 @@ class Pipeline:
             rehearsed = copy(self)
             rehearsed.stages, rehearsed.examples = rehearsal, self.examples  # which are read for their digest once
             _ = rehearsed.rl
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
+        with alone(self.run_dir):
+            (self.run_dir / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
         connect(settings.resources)
         check_shared(self.run_dir, settings.resources)
 

@@ -53,13 +53,13 @@ def read_tree(source: str | Path) -> dict[str, Any]:
 class _WithoutRepeats(yaml.SafeLoader):
     """Of a key that comes twice, YAML's own would keep the last without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} comes twice", key.start_mark)
+                raise yaml.composer.ComposerError(None, None, f"{key.value!r} comes twice", key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def set_dotted(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -69,7 +69,8 @@ class Stages:
         if state.get("digest") == digest and state["finished"]:
             result = StageResult(name, folder, digest, state["seconds"], cached=True)
         else:
-            with _alone(self.root):
+            with alone(self.root):
+                state = self._state(folder)  # another process may have changed it
                 if folder.exists() and state.get("digest") != digest:
                     if name in self.kept and state:
                         raise _refused(folder, _differences(state["inputs"], inputs))
@@ -134,7 +135,7 @@ class Rehearsal(Stages):
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> Iterator[None]:
     """Holds the run folder's lock. Raises DataError, naming who has it, where another process does."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / LOCK_FILE).open("a+", encoding="utf-8") as file:

@@ -46,14 +46,8 @@ from serve.schema import (
 APPLICATION = "finecap"
 PAGE = Path(__file__).with_name("page.html")
 HEALTH_TIMEOUT_S = 5
-_OF_AN_ENGINE = (
-    "config.json",
-    "*token*",
-    "*processor*",
-    "chat_template*",
-    "vocab*",
-    "merges*",
-)  # of a captioner's folder
+# Files of a captioner's folder.
+_OF_AN_ENGINE = ("*config.json", "*token*", "chat_template*", "vocab*", "merges*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +274,6 @@ def _version(settings: Settings, captioner: str) -> str:
     for part in (settings.tower, settings.resources, settings.serve):
         digest.update(part.model_dump_json(exclude={"address"}).encode())
     for file in sorted(Path(captioner).iterdir()):
-        if any(file.match(pattern) for pattern in _OF_AN_ENGINE):
+        if file.is_file() and any(file.match(pattern) for pattern in _OF_AN_ENGINE):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -41,8 +41,8 @@ def start_service(settings: Settings, checkpoint: str) -> None:
 
 
 def swap_captioner(settings: Settings, checkpoint: str) -> None:
-    """Gives the service that runs in this cluster (by default the one on this machine) another captioner; requests wait for the
-    moment that its weights take to load, and none is lost.
+    """Gives the service that runs in this cluster (by default the one on this machine) another captioner. One of the same
+    architecture is loaded by the engines between two batches; for another, Serve stops each engine and starts a new one.
 
     Raises ConfigError where no service runs, and else what `deploy` raises.
     """
@@ -99,7 +99,7 @@ def take_down() -> None:
         serve.delete(APPLICATION)
 
 
-@ray.remote(num_cpus=1, max_retries=0, max_calls=1)
+@ray.remote(num_cpus=0, max_retries=0, max_calls=1)  # at a swap engines may hold every CPU
 def _read_facts(captioner: str, tower: TowerSettings) -> CaptionerFacts:
     """In a process of its own, which ends: the driver stays small, and what doesn't fit is refused before engines start."""
     return open_checkpoint(captioner, tower).facts

@@ -1,5 +1,6 @@
 """cluster.yaml passes Ray's own validation, and keeps the promises of its comments."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_gpu_workers_scale_from_zero_and_prefer_spot(cluster):
 def test_idle_workers_go(cluster):
     assert 0 < cluster["idle_timeout_minutes"] <= 30
     assert cluster["provider"]["cache_stopped_nodes"] is False  # spot instances can't be stopped
+
+
+def test_every_command_is_one_for_the_shell(cluster):
+    """YAML takes what follows a # for a comment, and an open quote is left."""
+    commands = [one for name, own in cluster.items() if name.endswith("_commands") for one in own]
+    assert len(commands) > 10
+    for command in commands:
+        subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])

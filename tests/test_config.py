@@ -4,7 +4,7 @@ import pytest
 
 from finecap_ray.config import Settings, dump_settings, load_settings
 from finecap_ray.errors import ConfigError
-from finecap_ray.settings_file import preset_names
+from finecap_ray.settings_file import preset_names, read_tree
 
 
 def settings_file(folder, text: str) -> str:
@@ -139,6 +139,12 @@ def test_a_process_takes_its_share_of_a_gpu(overrides, gpus, asked):
 def test_a_file_that_is_not_a_tree_of_settings_is_refused(text, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         load_settings(settings_file(tmp_path, text))
+
+
+def test_a_section_may_be_merged_into_another_and_change_it(tmp_path):
+    text = "rl: &rl {seed: 1, steps: 2}\ndeep: {inner: &inner {<<: *rl, seed: 3}}\nmore: {<<: *inner, steps: 4}"
+    tree = read_tree(settings_file(tmp_path, text))
+    assert tree["deep"]["inner"] == {"seed": 3, "steps": 2} and tree["more"] == {"seed": 3, "steps": 4}
 
 
 def test_a_missing_file_and_a_mistyped_preset_name_the_presets():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from finecap_ray.config import ResourceSettings
 from finecap_ray.errors import DeadlineError, FinecapError, LostWorkerError
 from finecap_ray.training.workers import WAITS
-
-_WRAPPED = ("_base_exc", "health_check_failure", "__cause__")
 
 
 def run_workers(
@@ -56,17 +54,20 @@ def run_workers(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as failure:
-        causes = list(_causes(failure))
-        for cause in causes:
-            if isinstance(cause, FinecapError):
-                raise cause from None
-        if any(isinstance(cause, RayActorError) for cause in causes):
+        stopped = getattr(failure, "controller_failure", None)
+        errors = [*getattr(failure, "worker_failures", {}).values(), stopped]
+        for error in errors:
+            cause = getattr(error, "_base_exc", error)
+            while cause is not None:
+                if isinstance(cause, FinecapError):
+                    raise cause from None
+                cause = cause.__cause__
+        if any(map(_is_of_a_dead_worker, errors)):
             raise LostWorkerError(
                 "a training worker is gone: its node was taken away, or memory ended (Ray's logs say which). --resume goes on from "
                 "the last checkpoint"
             ) from None
-        kind = type(getattr(failure, "controller_failure", None)).__name__
-        if kind == "WorkerGroupStartupTimeoutError":  # which isn't public
+        if type(stopped).__name__ == "WorkerGroupStartupTimeoutError":  # which isn't public
             workers = "a training worker" if num_workers == 1 else f"{num_workers} training workers"
             raise DeadlineError(
                 f"no room for {workers} of {resources.asked} within resources.start_timeout_s={resources.start_timeout_s:.0f} s: "
@@ -76,13 +77,10 @@ def run_workers(
         raise
 
 
-def _causes(failure: ray.train.TrainingFailedError) -> Iterator[BaseException]:
-    """Of a worker's failure, or the controller's, and of each what it was raised for."""
-    for error in (*getattr(failure, "worker_failures", {}).values(), getattr(failure, "controller_failure", None)):
-        while error is not None:
-            yield error
-            # Ray wraps a worker's own error, and that of a worker which doesn't answer any more.
-            error = next(filter(None, (getattr(error, name, None) for name in _WRAPPED)), None)
+def _is_of_a_dead_worker(error: BaseException | None) -> bool:
+    """And not of a sampler or scorer that a worker misses."""
+    error = getattr(error, "health_check_failure", error)  # one of two ways in which Ray says it
+    return isinstance(error, RayActorError) and "class_name: RayTrainWorker" in str(error)
 
 
 def _run_worker(work: ray.ObjectRef) -> None:

@@ -202,6 +202,24 @@ def test_a_worker_that_dies_is_told_of_and_what_to_do(ray_session, resources, tm
         run_workers(die, {}, 1, resources, str(tmp_path / "logs"))
 
 
+@ray.remote(num_cpus=0)
+class Broken:
+    def __init__(self):
+        raise ValueError("no memory for the cache")
+
+    def ready(self):
+        return True
+
+
+def ask_a_broken_actor(config):
+    ray.get(Broken.remote().ready.remote())
+
+
+def test_an_actor_that_a_worker_misses_is_the_error_and_no_lost_worker(ray_session, resources, tmp_path):
+    with pytest.raises(ray.train.TrainingFailedError, match="no memory for the cache"):
+        run_workers(ask_a_broken_actor, {}, 1, resources, str(tmp_path / "logs"))
+
+
 def test_workers_that_find_no_room_are_told_of_in_time(ray_session, resources, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")  # restored afterwards
     few = resources.model_copy(update={"start_timeout_s": 2})
