@@ -73,10 +73,12 @@ class Stages:
                 state = self._state(folder)  # another process may have changed it
                 if folder.exists() and state.get("digest") != digest:
                     if name in self.kept and state:
-                        raise _refused(folder, _differences(state["inputs"], inputs))
+                        raise _refused(folder, _differences(state, inputs))
                     _remove(folder)
                 before = state["seconds"] if state.get("digest") == digest else 0.0
-                seconds = self._work(name, folder, {"digest": digest, "inputs": inputs}, before, work)
+                seconds = self._work(
+                    name, folder, {"digest": digest, "inputs": inputs, "version": __version__}, before, work
+                )
             result = StageResult(name, folder, digest, seconds, cached=False)
         self.results.append(result)
         self.on_end(result)
@@ -128,7 +130,7 @@ class Rehearsal(Stages):
         inputs, digest = _with_digest(name, inputs)
         state = self._state(folder)
         if state and state["digest"] != digest:
-            self._changed[digest] = _differences(state["inputs"], inputs, self._changed)
+            self._changed[digest] = _differences(state, inputs, self._changed)
             if name in self.kept:
                 raise _refused(folder, self._changed[digest])
         return StageResult(name, folder, digest, 0.0, cached=True)
@@ -183,14 +185,17 @@ def _refused(folder: Path, differences: Iterable[str]) -> DataError:
 def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], of_digest: Mapping[str, list[str]] = {}
 ) -> list[str]:
-    """`rl.learning_rate was 0.1, is 0.2` for each leaf that differs; the version of the program where none does.
+    """`rl.learning_rate was 0.1, is 0.2` for each leaf that differs between what a stage was made with and now; of another version,
+    which may have other inputs, only that.
 
     of_digest: what is said, instead, of a leaf that is such a digest now.
     """
-    old, new = dict(leaves(before)), dict(leaves(now))
+    if before.get("version") != __version__:
+        return ["another version of finecap-ray"]
+    old, new = dict(leaves(before["inputs"])), dict(leaves(now))
     changed = [(key, old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)]
     said = [one for key, was, own in changed for one in of_digest.get(str(own), [f"{key} was {was}, is {own}"])]
-    return list(dict.fromkeys(said)) or ["another version of finecap-ray"]
+    return list(dict.fromkeys(said))
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -139,6 +139,15 @@ def test_a_kept_stage_refuses_changed_inputs_and_names_them(tmp_path):
     assert own.run("rl", {"rl": {"learning_rate": 0.1, "temperature": 1}, "seed": 0}, append).cached
 
 
+def test_a_kept_stage_of_another_version_is_refused_as_that(tmp_path):
+    own = Stages(tmp_path, on_start=lambda name: None, on_end=lambda result: None, kept=("rl",))
+    own.run("rl", {"data": "fluent"}, append)
+    file = tmp_path / "rl" / STAGE_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": "0.0.1"}))
+    with pytest.raises(DataError, match=r"rl was made with other inputs \(another version of finecap-ray\): go back"):
+        own.run("rl", {"examples": "fluent"}, append)
+
+
 def test_a_rehearsal_refuses_what_a_run_would_and_names_what_changed_before_it(tmp_path):
     def run(own, size):
         bags = own.run("bags", {"size": size}, append)

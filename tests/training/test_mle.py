@@ -180,13 +180,16 @@ def test_under_ray_train_the_captioner_learns_what_it_sees(ray_session, resource
 
 
 def test_several_workers_learn_from_the_mean_over_the_tokens_of_all(ray_session, resources, tmp_path):
-    losses = []
-    for workers in (1, 2):
-        own = job(tmp_path / str(workers), epochs=2, evaluations=0, batch_size=16 // workers, num_workers=workers)
-        own = replace(own, settings=own.settings.model_copy(update={"resources": resources}))
-        train_mle(own)
-        losses.append(read_metrics(tmp_path / str(workers) / "mle" / METRICS_FILE)[-1]["train_loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    alone, together = (
+        job(tmp_path / str(workers), epochs=2, evaluations=0, batch_size=16 // workers, num_workers=workers)
+        for workers in (1, 2)
+    )
+    run_mle(mle_trainer(alone), alone)
+    train_mle(replace(together, settings=together.settings.model_copy(update={"resources": resources})))
+    expected, found = (
+        read_metrics(tmp_path / workers / "mle" / METRICS_FILE)[-1]["train_loss"] for workers in ("1", "2")
+    )
+    assert found == pytest.approx(expected, rel=0.1)
 
 
 def test_evaluations_need_captions_of_dev_images(tmp_path):
