@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.embeddings import EmbeddingSet, embed_by_scorer
 from finecap_ray.bags.source import bag_source
-from finecap_ray.cluster import absolute, connect
+from finecap_ray.cluster import connect
 from finecap_ray.config import BagSettings, ResourceSettings
+from finecap_ray.paths import absolute
 from finecap_ray.records import EXAMPLE_SCHEMA, FEATURE_SCHEMA
 from finecap_ray.scorers.embed import FEATURES_FOLDER, MANIFEST_FILE, FeatureSet
 from finecap_ray.sources import ExampleSet

@@ -36,10 +36,11 @@ from turns import TIMEOUT_S, Clock, Turns, parts_of_step
 
 from finecap_ray.bags.bag_set import read_manifest
 from finecap_ray.bags.stream import plan_run, read_bags
-from finecap_ray.cluster import absolute, connect
+from finecap_ray.cluster import connect
 from finecap_ray.config import Settings, Stage, load_settings
 from finecap_ray.config_models import DEFAULT_PROMPT
 from finecap_ray.console import plain_console
+from finecap_ray.paths import absolute
 from finecap_ray.precision import autocasts
 from finecap_ray.records import Bag
 from finecap_ray.training.metrics_file import read_metrics

@@ -33,8 +33,9 @@ from turns import TIMEOUT_S, Clock, Turns, parts_of_step
 from vlm_step import vlm_workload
 
 from finecap_ray.bags.build import BagSource, build_bags
-from finecap_ray.cluster import absolute, connect
+from finecap_ray.cluster import connect
 from finecap_ray.config import Settings, load_settings
+from finecap_ray.paths import absolute
 from finecap_ray.precision import autocasts
 from finecap_ray.training.metrics_file import read_metrics
 

@@ -25,8 +25,9 @@ from turns import TIMEOUT_S, Turns, parts_of_step
 from finecap_ray.captioners import family_of, load_captioner
 from finecap_ray.captioners.loader import load_processor
 from finecap_ray.captioners.tiny import save_tiny
-from finecap_ray.cluster import absolute, connect
+from finecap_ray.cluster import connect
 from finecap_ray.config import Settings, load_settings
+from finecap_ray.paths import absolute
 
 RESULTS = Path(__file__).parent / "results"
 KIND, BAG_SIZE = "qwen2_5_vl", 5

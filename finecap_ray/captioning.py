@@ -17,11 +17,12 @@ from typing import Any
 
 from PIL import Image
 
-from finecap_ray.cluster import absolute, check_room, connect
+from finecap_ray.cluster import check_room, connect
 from finecap_ray.config import ResourceSettings, Settings, TowerSettings, load_settings
 from finecap_ray.doctor import samples_on_gpus
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.images import decode_image
+from finecap_ray.paths import absolute
 from finecap_ray.preflight import check_engine
 from finecap_ray.records import Rollout
 from finecap_ray.sampling.spec import SamplingSpec

@@ -73,7 +73,8 @@ def import_(
 ) -> None:
     """Images and captions from outside -> examples, with a manifest of what was left out. Settings: importing.*"""
     settings = load_settings(config, overrides or [])
-    from finecap_ray.cluster import absolute, connect
+    from finecap_ray.cluster import connect
+    from finecap_ray.paths import absolute
     from finecap_ray.sources.importer import import_examples
     from finecap_ray.sources.urls import Fetching
 

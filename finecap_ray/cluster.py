@@ -191,8 +191,3 @@ def unseeing_nodes(file: str, resources: ResourceSettings) -> list[str]:
 @ray.remote(num_cpus=0, max_retries=0)
 def _see(file: str) -> tuple[str, bool]:
     return ray.util.get_node_ip_address(), Path(file).is_file()
-
-
-def absolute(path: str | Path) -> str:
-    """A local path made absolute, `~` too, for processes that run elsewhere; a URI as it is."""
-    return str(path) if "://" in str(path) else str(Path(path).expanduser().resolve())

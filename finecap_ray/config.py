@@ -233,6 +233,10 @@ class EvaluationSettings(Section):
     def _groups_have_names_of_their_own(cls, groups: dict[str, str]) -> dict[str, str]:
         if not groups or "whole" in groups:
             raise ValueError("name a group or more, none of them `whole`, which is all of them together")
+        if "train" in groups.values():
+            raise ValueError(
+                "the split `train` is what training sees: evaluate on another (`finecap import` says how images get one)"
+            )
         return groups
 
 

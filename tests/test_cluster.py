@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from finecap_ray.cluster import absolute, check_room
+from finecap_ray.cluster import check_room
 from finecap_ray.errors import ConfigError, DeadlineError
+from finecap_ray.paths import absolute
 from finecap_ray.preflight import check_engine
 
 # Two nodes on this machine; the second claims a GPU. In a process of its own, for a process is in one cluster.

@@ -107,6 +107,11 @@ def test_what_would_fail_hours_later_is_refused_at_once(change):
         load_settings("demo", [change])
 
 
+def test_nothing_is_evaluated_on_what_training_sees():
+    with pytest.raises(ConfigError, match="the split `train` is what training sees"):
+        load_settings("demo", ["evaluation.groups={all: train}"])
+
+
 def test_a_curriculum_whose_bag_sizes_are_not_built_is_refused():
     with pytest.raises(ConfigError, match=r"uses bags of \[7\], bags\.sizes builds \[2, 3, 5\]"):
         load_settings("demo", ["bags.sizes=[2, 3, 5]", "rl.curriculum=[{bag_size: 7, epochs: 1}]"])

@@ -1,9 +1,13 @@
 """The doctor names what is wrong; that it finds this environment healthy is shown by its command, in test_cli.py."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from finecap_ray.doctor import Check, check_disk, enough, parity_check, version_check
+from finecap_ray import doctor
+from finecap_ray.doctor import Check, check_disk, check_memory, enough, parity_check, version_check
 
 
 @pytest.mark.parametrize(
@@ -26,8 +30,20 @@ def test_too_little_is_reported_with_both_numbers():
     assert enough("memory", 6.0, 6, "take a bigger machine").remedy == ""
 
 
-def test_disk_is_that_of_the_folder(tmp_path):
-    assert "GiB" in check_disk(str(tmp_path)).detail
+@pytest.mark.parametrize(("free_gib", "ok"), [(1.5, False), (900, True)])
+def test_disk_is_that_of_the_folder(tmp_path, monkeypatch, free_gib, ok):
+    disks = {str(tmp_path): SimpleNamespace(free=free_gib * 2**30)}
+    monkeypatch.setattr(shutil, "disk_usage", disks.__getitem__)
+    check = check_disk(str(tmp_path))
+    assert check.ok is ok and check.detail.startswith(f"{free_gib:.1f} GiB") and bool(check.remedy) is not ok
+
+
+@pytest.mark.parametrize(("limit", "detail"), [(str(3 * 2**30), "3.0 GiB"), ("max", None)])
+def test_memory_is_that_of_the_container(tmp_path, monkeypatch, limit, detail):
+    machine = check_memory().detail
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(doctor, "_CONTAINER_MEMORY", (tmp_path / "memory.max", tmp_path / "absent"))
+    assert check_memory().detail.startswith(detail or machine)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,16 @@ def test_what_was_not_evaluated_has_no_results(run, tmp_path):
     assert by_mle.data.eval_results[0].metric_value == 0.375
 
 
+def test_a_card_claims_no_training_that_it_does_not_know_of(run, tmp_path):
+    checkpoint = run / "mle" / "checkpoints" / "checkpoint-3"
+    shutil.copytree(run / "mle", checkpoint)
+    card = ModelCard.load(export_captioner(checkpoint, tmp_path / "of-mle") / "README.md")
+    assert "a checkpoint of a training on captions that went on" in card.text and "then RL" not in card.text
+    again = export_captioner(export_captioner(run, tmp_path / "once"), tmp_path / "twice")
+    card = ModelCard.load(again / "README.md")
+    assert "exported before" in card.text and "then RL" not in card.text and "No results came with it." in card.text
+
+
 def test_adapters_are_merged_and_left_behind(captioner, tmp_path):
     model, processor = captioner
     set_trainable(model, TrainableSettings(decoder="lora", lora_rank=2), seed=0)

@@ -1,7 +1,7 @@
 """Evaluate the captioners of a run on bags of look-alikes: R@1 by a judge, the reward scorer beside it, and caption metrics.
 
 The judge never rewarded a caption. The gap between its gain and the reward scorer's is the measure of reward hacking.
-Human captions are the ceiling: what they lose is the scorers' own mistake. Each of the captions that people wrote of an
+Human captions stand beside them, vague ones too, so that trained captions may do better. Each of the captions that people wrote of an
 image is a candidate of its own, and the image counts with their mean; one that nobody captioned counts for the captioners alone.
 """
 

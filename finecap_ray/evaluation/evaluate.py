@@ -20,7 +20,7 @@ import ray
 from ray.actor import ActorHandle
 
 from finecap_ray.captioning import connect_to_caption, run_folder
-from finecap_ray.cluster import absolute, connect, work_within
+from finecap_ray.cluster import connect, work_within
 from finecap_ray.config import Settings
 from finecap_ray.errors import ConfigError, DataError
 from finecap_ray.evaluation.caption_files import read_captions, read_references
@@ -29,6 +29,7 @@ from finecap_ray.evaluation.pools import PoolSet, find_pools
 from finecap_ray.evaluation.provenance import versions
 from finecap_ray.evaluation.sample import Captioned, DecodingSpec, caption_images, parse_decoding
 from finecap_ray.evaluation.text_metrics import TextMetrics, text_metrics
+from finecap_ray.paths import absolute
 from finecap_ray.settings_file import read_tree
 from finecap_ray.sources import ExampleSet
 from finecap_ray.specs import absolute_spec

@@ -33,7 +33,7 @@ class JudgeFacts:
 @dataclass(frozen=True, slots=True)
 class JudgeReply:
     retrieval: list[dict[str, Any]]  # numbers of each pool set
-    human: list[dict[str, Any]]  # the same by human captions: the ceiling
+    human: list[dict[str, Any]]  # the same by human captions
     similarity: dict[str, float | str]
 
 
@@ -88,7 +88,7 @@ class PoolJudge:
         samples: int,
         seed: int,
     ) -> JudgeReply:
-        """Judges captions, and human ones as the ceiling; each of several captions of an image is a question of its own."""
+        """Judges captions, and human ones beside them; each of several captions of an image is a question of its own."""
         texts = _Texts(self.scorer, [text for own in (captions, human) for several in own.values() for text in several])
         return JudgeReply(
             self._retrieval(captions, texts, pools, samples, seed),

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 Format = Literal["table", "json", "markdown"]
 
+_WIDEST = 1000  # columns of a table
 _PERCENT = {
     "distinct_1",
     "distinct_2",
@@ -41,7 +43,11 @@ _COLUMNS = (
 def print_results(results: Mapping[str, Any], form: Format, console: Console) -> None:
     """JSON and Markdown go to standard output as they are, for a file or a pipe."""
     if form == "table":
-        for part in as_tables(results):
+        parts, wide = as_tables(results), console.options.update(width=_WIDEST)
+        # A narrow terminal, or none at all, would cut the numbers.
+        widths = [Measurement.get(console, wide, part).maximum for part in parts if isinstance(part, Table)]
+        console.width = max([console.width, *widths])
+        for part in parts:
             console.print(part)
     else:
         print(as_json(results) if form == "json" else as_markdown(results))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 320, 150  # of the drawing, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 46, 312, 12, 128  # of the plotted field in it
+
+_POINTS = 1000  # of a line at most: a point for every third of a unit
 
 # Section of the page -> key of a row -> title, unit and factor from the number in the row to that on the page.
 SECTIONS: dict[str, dict[str, tuple[str, str, float]]] = {
@@ -115,10 +118,13 @@ def _curve(title: str, unit: str, runs: Mapping[int, _Points]) -> Curve:
         return BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP)
 
     def polyline(stage: _Points, window: int) -> str:
+        sums = list(itertools.accumulate((value for _, value, _ in stage), initial=0.0))
+        every = -(-len(stage) // _POINTS)
         places = []
-        for place, (step, _, _) in enumerate(stage):
-            recent = [value for _, value, _ in stage[max(0, place - window + 1) : place + 1]]
-            places.append(f"{x(step):.1f},{y(sum(recent) / len(recent)):.1f}")
+        for place in sorted({*range(0, len(stage), every), len(stage) - 1}):
+            start = max(0, place - window + 1)
+            mean = (sums[place + 1] - sums[start]) / (place + 1 - start)
+            places.append(f"{x(stage[place][0]):.1f},{y(mean):.1f}")
         return " ".join(places)
 
     lines = []

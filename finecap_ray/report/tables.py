@@ -49,7 +49,7 @@ class RecallRow:
     bags: int
     before: Share
     after: Share
-    human: Share | None  # the ceiling
+    human: Share | None  # of human captions
     gain: str  # points
     gain_range: str
     by_scorer: str  # "30.0 % → 90.0 %"

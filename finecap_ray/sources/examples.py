@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from finecap_ray.cluster import absolute
 from finecap_ray.errors import DataError
+from finecap_ray.paths import absolute
 from finecap_ray.records import EXAMPLE_SCHEMA
 from finecap_ray.sources.files import locate
 from finecap_ray.sources.fluent import fluent_file

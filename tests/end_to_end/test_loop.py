@@ -115,7 +115,7 @@ def test_the_report_of_the_run_and_of_two_of_them(finished, tmp_path):
     run, _ = finished
     run.write_report(run.summary())
     page = (run.run_dir / "report.html").read_text()
-    assert "human captions: the ceiling" in page and page.count('class="bag"') == sum(
+    assert "by human captions, vague ones too" in page and page.count('class="bag"') == sum(
         own["whole"]["bags"] for own in run.summary()["bag_sizes"].values()
     )
     both = rebuild_report([run.run_dir, run.run_dir], tmp_path / "both.html").read_text()

@@ -119,8 +119,8 @@ def test_the_headline_has_the_gain_and_its_interval(tmp_path):
     assert "+25.0 points" in text
     assert "95 % interval −5.0 to +45.0" in text
     assert "chance is 50.0 %" in text
-    assert "75.0 %by human captions: the ceiling" in text
-    assert "30.0 % → 90.0 %ceiling 70.0 %" in text  # the reward scorer's
+    assert "75.0 %by human captions, vague ones too" in text
+    assert "30.0 % → 90.0 %human 70.0 %" in text  # the reward scorer's
     assert "CIDEr-D 105.0 95.0 −10.0" in text
     assert "1 settings differ from preset squares" in text and "rl.temperature 0.5 1.0" in text
     assert "seed: 0" in text
