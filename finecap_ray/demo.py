@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finecap_ray.config import Settings
+from finecap_ray.console import print_whole
 from finecap_ray.pipeline import Pipeline
 
 
@@ -21,7 +22,7 @@ def run_demo(settings: Settings, console: Console, redo: bool = True) -> dict[st
     pipeline.write_report(summary)
     for text in summary.get("warnings", ()):
         console.print(f"warning: {text}")
-    console.print(summary_table(summary))
+    print_whole(console, summary_table(summary))
     console.print("human: the mean over all captions that people wrote of an image, vague ones too")
     console.print(f"report: {settings.run_dir}/report.html   numbers: {settings.run_dir}/summary.json")
     return summary

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
+
+from finecap_ray.console import print_whole
 
 Format = Literal["table", "json", "markdown"]
 
-_WIDEST = 1000  # columns of a table
 _PERCENT = {
     "distinct_1",
     "distinct_2",
@@ -43,12 +43,8 @@ _COLUMNS = (
 def print_results(results: Mapping[str, Any], form: Format, console: Console) -> None:
     """JSON and Markdown go to standard output as they are, for a file or a pipe."""
     if form == "table":
-        parts, wide = as_tables(results), console.options.update(width=_WIDEST)
-        # A narrow terminal, or none at all, would cut the numbers.
-        widths = [Measurement.get(console, wide, part).maximum for part in parts if isinstance(part, Table)]
-        console.width = max([console.width, *widths])
-        for part in parts:
-            console.print(part)
+        for part in as_tables(results):
+            print_whole(console, part)
     else:
         print(as_json(results) if form == "json" else as_markdown(results))
 

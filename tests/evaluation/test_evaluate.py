@@ -2,17 +2,15 @@
 
 import json
 from collections import Counter
-from io import StringIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from finecap_ray.config import EvaluationSettings, Settings, dump_settings, load_settings
 from finecap_ray.errors import ConfigError, DataError, UnsupportedError
 from finecap_ray.evaluation.evaluate import Request, default_scorers, evaluate, find_all_pools
-from finecap_ray.evaluation.present import as_json, as_markdown, as_tables, print_results
+from finecap_ray.evaluation.present import as_json, as_markdown, as_tables
 from finecap_ray.evaluation.sample import Captioned, DecodingSpec, caption_images, check_left_out, parse_decoding
 from finecap_ray.records import EXAMPLE_SCHEMA
 
@@ -118,9 +116,6 @@ def test_results_as_json_markdown_and_tables(of_checkpoint):
     assert "| captions | by | against |" in markdown and "6 random images" in markdown
     assert f"digest {of_checkpoint['scorers']['judge']['digest']}" in markdown and "tokenisation coco" in markdown
     assert len(as_tables(of_checkpoint)) > 2
-    console = Console(file=StringIO(), width=60)
-    print_results(of_checkpoint, "table", console)
-    assert "R@1 %" in console.file.getvalue() and "…" not in console.file.getvalue()
 
 
 def test_a_captions_file_with_the_judge_that_rewarded_is_warned_of(
