@@ -15,6 +15,7 @@ import typer
 from finecap_ray.config import Settings, dump_settings, load_settings
 from finecap_ray.console import plain_console
 from finecap_ray.errors import ConfigError, FinecapError
+from finecap_ray.paths import absolute, make_room
 from finecap_ray.unwrap import finecap_error
 
 _OPTIONS = {"no_args_is_help": True, "pretty_exceptions_enable": False, "add_completion": False}
@@ -74,7 +75,6 @@ def import_(
     """Images and captions from outside -> examples, with a manifest of what was left out. Settings: importing.*"""
     settings = load_settings(config, overrides or [])
     from finecap_ray.cluster import connect
-    from finecap_ray.paths import absolute
     from finecap_ray.sources.importer import import_examples
     from finecap_ray.sources.urls import Fetching
 
@@ -158,7 +158,7 @@ def bags_show(
     """Writes a page of sample bags of every size, from the most alike to the least, with their similarities."""
     from finecap_ray.report.bag_page import write_bag_page
 
-    _make_room(out)
+    make_room(out)
     console.print(f"page: {write_bag_page(folder, out, bags)}")
 
 
@@ -171,7 +171,7 @@ def bags_export(
     """Writes the image ids of the bags as TrueMatch does: a JSON list of lists."""
     from finecap_ray.bags.truematch import export_bags
 
-    _make_room(out)
+    make_room(out)
     console.print(f"{export_bags(folder, out, size)} bags in {out}")
 
 
@@ -217,10 +217,10 @@ def evaluate(
 ) -> None:
     """Captions or a checkpoint against bags, random distractors or all images. With neither of the two: the captioner
     of a run before and after RL on held-out bags, by the judge; runs the stages that are missing."""
-    _make_room(out)
+    make_room(out)
     if captions_out is not None and checkpoint is None:
         raise ConfigError("--captions-out is for the captions of a --checkpoint: name one")
-    _make_room(captions_out)
+    make_room(captions_out)
     changes = [*(overrides or []), *([f"evaluation.against={json.dumps(against)}"] if against else [])]
     if captions is None and checkpoint is None and references is None:
         if judge or reward_scorer or split or against:
@@ -269,7 +269,7 @@ def report(
     ] = None,
 ) -> None:
     """Writes the report of a run again, or one that compares several runs."""
-    _make_room(out)
+    make_room(out)
     from finecap_ray.report.assemble import rebuild_report
 
     console.print(f"report: {rebuild_report(runs, out)}")
@@ -292,7 +292,7 @@ def caption(
 ) -> None:
     """Captions of images: greedy, sampled, by beam search, or the best of several by a scorer. One per line: path, tab,
     caption; with --out a row per image."""
-    _make_room(out)
+    make_room(out)
     from finecap_ray.caption_images import (
         CaptionRequest,
         caption_files,
@@ -360,20 +360,6 @@ def main(arguments: list[str] | None = None) -> None:
         if found is None:
             raise
         _fail(found)
-
-
-def _make_room(out: str | None) -> None:
-    """The folder of a file that will be written, before the work whose results would be lost without it."""
-    if out is None:
-        return
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        new = not Path(out).exists()
-        Path(out).open("ab").close()
-        if new:
-            Path(out).unlink()
-    except OSError as error:
-        raise ConfigError(f"{out} can't be written: {error}") from None
 
 
 # These take settings, so that a mistake in them is told at once and not after the seconds that the imports take.

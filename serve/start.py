@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import time
@@ -47,10 +46,9 @@ def swap_captioner(settings: Settings, checkpoint: str) -> None:
     Raises ConfigError where no service runs, and else what `deploy` raises.
     """
     captioner = find_captioner(checkpoint)
-    address = settings.resources.address or os.environ.get("RAY_ADDRESS") or "auto"
-    connect(settings.resources.model_copy(update={"address": address}))
+    connect(settings.resources, otherwise="auto")
     if APPLICATION not in serve.status().applications:
-        raise ConfigError(f"no captioner is served in the Ray cluster at {address}: leave out --swap to start one")
+        raise ConfigError("no captioner is served in this Ray cluster: leave out --swap to start one")
     check_address(settings)
     print(f"{_run(settings, captioner)} captions with {captioner} from now on", flush=True)
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from finecap_ray.captioners import clipcap  # noqa: F401 - registers the Auto classes
 from finecap_ray.captioners.families import family_class, family_of
-from finecap_ray.captioners.vlm import PROMPT_FIELD, Vlm
+from finecap_ray.captioners.vlm import PROMPT_FIELD, Vlm, token_ids
 from finecap_ray.config import CaptionerSettings
 from finecap_ray.config_models import DEFAULT_PROMPT
 from finecap_ray.errors import DataError, MismatchError, UnsupportedError
@@ -80,8 +80,7 @@ def _set_ends(config: PreTrainedConfig, processor: ProcessorMixin, end_of_turn: 
     ends = [config.get_text_config().eos_token_id]
     with suppress(OSError):  # it has none
         ends.append(GenerationConfig.from_pretrained(spec).eos_token_id)
-    ids = [one for own in ends for one in (own if isinstance(own, list) else [own]) if one is not None]
-    config.get_text_config().eos_token_id = list(dict.fromkeys(ids))
+    config.get_text_config().eos_token_id = token_ids(*ends)
 
 
 def _nothing_at(spec: str | Path, error: Exception) -> DataError:

@@ -42,7 +42,8 @@ class Vlm(ABC):
         """Raises UnsupportedError for a processor without chat template, MismatchError for another model's tokenizer."""
         self.config, self.processor = config, processor
         self.image_token_id = config.image_token_id
-        self.end_token_ids = _end_tokens(config, processor)
+        # The tokenizer's first.
+        self.end_token_ids = tuple(token_ids(processor.tokenizer.eos_token_id, config.get_text_config().eos_token_id))
         self.banned_token_ids = self._banned()
         self.check_tokenizer()
         self.prompt = self._prompt_text()
@@ -214,11 +215,10 @@ def ban_tokens(output_layer: torch.nn.Linear, token_ids: Sequence[int]) -> None:
     output_layer.register_buffer("bias", bias, persistent=False)
 
 
-def _end_tokens(config: PreTrainedConfig, processor: ProcessorMixin) -> tuple[int, ...]:
-    """The tokenizer's first."""
-    own = config.get_text_config().eos_token_id
-    more = own if isinstance(own, list) else [own]
-    return tuple(dict.fromkeys(one for one in (processor.tokenizer.eos_token_id, *more) if one is not None))
+def token_ids(*given: int | list[int] | None) -> list[int]:
+    """Each once, of what configs hold: a token, several or none."""
+    flat = (one for own in given for one in (own if isinstance(own, list) else [own]))
+    return list(dict.fromkeys(one for one in flat if one is not None))
 
 
 def _left_padded(rows: list[Int[Tensor, " p"]], value: int) -> Int[Tensor, "n P"]:
