@@ -38,4 +38,5 @@ RECIPES: dict[str, Recipe] = {
     "no_cider": Recipe(("rl.reward.cider=0",)),
     "no_normalisation": Recipe(("rl.advantage=leave_one_out",)),
     "own_bag": Recipe(("rl.reward.scope=bag",)),
+    "three_captions": Recipe(("rl.captions_per_image=3",)),  # of each image and step, instead of six
 }
