@@ -1,8 +1,9 @@
-"""Results of pieces -> the table of the protocol: mean over seeds, its standard error, the gain over MLE seed by seed, and learning curves."""
+"""Results of pieces -> the table of the protocol: means over seeds, seed by seed with intervals, gains over MLE, and learning curves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
@@ -12,26 +13,40 @@ from recipes import MLE, RECIPES
 Numbers = dict[str, Any]
 
 
-def recall(whose: str, by: str, against: str) -> Callable[[Numbers], float]:
+@dataclass(frozen=True, slots=True)
+class Recall:
     """R@1 in percent, of the captions `evaluated` or `human`, by `judge` or `reward scorer`."""
 
-    def of(numbers: Numbers) -> float:
-        for own in numbers["retrieval"]:
-            if (own["captions"], own["by"]) == (whose, by) and own["against"].endswith(against):
-                return 100 * own["recall_at_1"]["value"]
-        raise KeyError(f"no retrieval of {whose} by {by} against {against}")
+    whose: str
+    by: str
+    against: str
 
-    return of
+    def __call__(self, numbers: Numbers) -> float:
+        return 100 * self._found(numbers)["recall_at_1"]["value"]
+
+    def interval(self, numbers: Numbers) -> str:
+        """Of 95 %, by bootstrap over bags."""
+        found = self._found(numbers)["recall_at_1"]
+        return f"{100 * found['low']:.1f} to {100 * found['high']:.1f}"
+
+    def count(self, numbers: Numbers) -> int:
+        return self._found(numbers)["n"]
+
+    def _found(self, numbers: Numbers) -> Numbers:
+        for own in numbers["retrieval"]:
+            if (own["captions"], own["by"]) == (self.whose, self.by) and own["against"].endswith(self.against):
+                return own
+        raise KeyError(f"no retrieval of {self.whose} by {self.by} against {self.against}")
 
 
 POOLS = {"RD100": "100 random images", "bags of 3": "bags of 3", "bags of 5": "bags of 5", "bags of 7": "bags of 7"}
-GAINS: dict[str, Callable[[Numbers], float]] = {
-    **{name: recall("evaluated", "judge", pool) for name, pool in POOLS.items()},
-    "RD100, reward scorer": recall("evaluated", "reward scorer", POOLS["RD100"]),
-    "bags of 5, reward scorer": recall("evaluated", "reward scorer", POOLS["bags of 5"]),
+GAINS = {name: Recall("evaluated", "judge", pool) for name, pool in POOLS.items()} | {
+    f"{name}, reward scorer": Recall("evaluated", "reward scorer", pool) for name, pool in POOLS.items()
 }
 OTHERS: dict[str, Callable[[Numbers], float]] = {
     "CIDEr": lambda own: own["caption_metrics"]["CIDEr"],
+    "CLIPScore, judge": lambda own: own["similarity"]["judge"]["CLIPScore"],
+    "hallucinating, %": lambda own: 100 * own["caption_metrics"]["hallucinating"],
     "distinct-2": lambda own: own["caption_metrics"]["distinct_2"],
     "words": lambda own: own["caption_metrics"]["mean_length"],
     "repeated words, %": lambda own: 100 * own["caption_metrics"]["repeated_words"],
@@ -62,16 +77,14 @@ def markdown(results: list[Numbers]) -> str:
         "",
         *_table(seeds, GAINS, start),
         "",
-        "Seed by seed:",
+        "Seed by seed, with 95 % intervals by bootstrap over bags ("
+        + ", ".join(f"{name}: n = {GAINS[name].count(results[0])}" for name in POOLS)
+        + "):",
         "",
-        *_table(
-            {f"{name}, {seed}": {seed: numbers} for name, own in seeds.items() for seed, numbers in own.items()},
-            GAINS,
-            start,
-        ),
+        *_seed_by_seed(seeds, start),
         "",
-        "Human captions (every one a candidate): "
-        + ", ".join(f"{name} {recall('human', 'judge', pool)(results[0]):.1f}" for name, pool in POOLS.items())
+        "Human captions (every one a candidate), mean of the evaluations: "
+        + ", ".join(f"{name} {mean(map(Recall('human', 'judge', pool), results)):.1f}" for name, pool in POOLS.items())
         + ".",
         "",
         *_table(seeds, OTHERS, {}),
@@ -81,6 +94,19 @@ def markdown(results: list[Numbers]) -> str:
         *_curves(seeds),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _seed_by_seed(seeds: dict[str, dict[int, Numbers]], start: dict[int, Numbers]) -> list[str]:
+    lines = [f"| recipe | seed | {' | '.join(GAINS)} |", "|---|---:|" + "---:|" * len(GAINS)]
+    for name, own in seeds.items():
+        for seed, numbers in own.items():
+            gains = "" if name == MLE or seed not in start else "{:+.1f}; "
+            cells = [
+                f"{of(numbers):.1f} ({gains.format(of(numbers) - of(start[seed])) if gains else ''}{of.interval(numbers)})"
+                for of in GAINS.values()
+            ]
+            lines.append(f"| {name} | {seed} | {' | '.join(cells)} |")
+    return lines
 
 
 def _table(rows: dict[str, dict[int, Numbers]], columns: dict[str, Callable], start: dict[int, Numbers]) -> list[str]:
@@ -94,7 +120,10 @@ def _table(rows: dict[str, dict[int, Numbers]], columns: dict[str, Callable], st
 
 
 def _cell(of: Callable[[Numbers], float], own: dict[int, Numbers], start: dict[int, Numbers]) -> str:
-    cell = _spread([of(numbers) for numbers in own.values()], "")
+    values = [of(numbers) for numbers in own.values()]
+    if None in values:  # a score that isn't a number
+        return ""
+    cell = _spread(values, "")
     gains = [of(numbers) - of(start[seed]) for seed, numbers in own.items() if seed in start]
     return f"{cell} ({_spread(gains, '+')})" if gains else cell
 
