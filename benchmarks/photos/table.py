@@ -43,7 +43,7 @@ POOLS = {"RD100": "100 random images", "bags of 3": "bags of 3", "bags of 5": "b
 GAINS = {name: Recall("evaluated", "judge", pool) for name, pool in POOLS.items()} | {
     f"{name}, reward scorer": Recall("evaluated", "reward scorer", pool) for name, pool in POOLS.items()
 }
-OTHERS: dict[str, Callable[[Numbers], float]] = {
+OTHERS: dict[str, Callable[[Numbers], float | None]] = {
     "CIDEr": lambda own: own["caption_metrics"]["CIDEr"],
     "CLIPScore, judge": lambda own: own["similarity"]["judge"]["CLIPScore"],
     "hallucinating, %": lambda own: 100 * own["caption_metrics"]["hallucinating"],
@@ -100,13 +100,15 @@ def _seed_by_seed(seeds: dict[str, dict[int, Numbers]], start: dict[int, Numbers
     lines = [f"| recipe | seed | {' | '.join(GAINS)} |", "|---|---:|" + "---:|" * len(GAINS)]
     for name, own in seeds.items():
         for seed, numbers in own.items():
-            gains = "" if name == MLE or seed not in start else "{:+.1f}; "
-            cells = [
-                f"{of(numbers):.1f} ({gains.format(of(numbers) - of(start[seed])) if gains else ''}{of.interval(numbers)})"
-                for of in GAINS.values()
-            ]
+            own_start = None if name == MLE else start.get(seed)
+            cells = [_cell_of_one(of, numbers, own_start) for of in GAINS.values()]
             lines.append(f"| {name} | {seed} | {' | '.join(cells)} |")
     return lines
+
+
+def _cell_of_one(of: Recall, numbers: Numbers, start: Numbers | None) -> str:
+    gain = "" if start is None else f"{of(numbers) - of(start):+.1f}; "
+    return f"{of(numbers):.1f} ({gain}{of.interval(numbers)})"
 
 
 def _table(rows: dict[str, dict[int, Numbers]], columns: dict[str, Callable], start: dict[int, Numbers]) -> list[str]:
@@ -119,9 +121,9 @@ def _table(rows: dict[str, dict[int, Numbers]], columns: dict[str, Callable], st
     return lines
 
 
-def _cell(of: Callable[[Numbers], float], own: dict[int, Numbers], start: dict[int, Numbers]) -> str:
+def _cell(of: Callable[[Numbers], float | None], own: dict[int, Numbers], start: dict[int, Numbers]) -> str:
     values = [of(numbers) for numbers in own.values()]
-    if None in values:  # a score that isn't a number
+    if None in values:  # JSON's word for what was not a number
         return ""
     cell = _spread(values, "")
     gains = [of(numbers) - of(start[seed]) for seed, numbers in own.items() if seed in start]
