@@ -104,7 +104,7 @@ class RewardSettings(Section):
     self_retrieval: float = 1.0
     kind: Literal["logprob", "probability", "accuracy", "similarity"] = "logprob"
     """What self-retrieval pays: log-probability of the own image, its probability, whether it is first, or the cosine."""
-    scope: Literal["bag", "batch"] = "bag"
+    scope: Literal["bag", "batch"] = "batch"
     """Which images compete: the own bag, or every image of the step."""
     hard_negatives: int = Field(0, ge=0)
     """Images of the training split, those nearest to the own one, that compete as well."""
@@ -116,7 +116,7 @@ class RewardSettings(Section):
     """Weight of the harmonic mean of that and the cosine of the closest human caption."""
     text_prefix: str = ""
     """Stands before captions and references where the scorer reads them: "A photo depicts " in CLIPScore's numbers."""
-    cider: float = 0.0
+    cider: float = 3.0
     """Weight of CIDEr-D against the image's own captions (in units of CIDEr / 10, so about 0 to 1)."""
     cider_frequencies: Literal["corpus", "batch"] = "corpus"
     """How rare an n-gram is: among the captions of the training split, or of the step's images."""
@@ -124,15 +124,18 @@ class RewardSettings(Section):
     """Weight of the penalty on words past `longest`: -1 at twice as many."""
     longest: int = Field(20, ge=1)
     """Words, punctuation included; 3 % of the human captions of Flickr8k are longer."""
-    ended: float = Field(0.0, ge=0)
+    ended: float = Field(0.1, ge=0)
     """Weight of the penalty of -1 on captions that are cut at the token limit, or end in white space."""
-    repetition: float = Field(0.0, ge=0)
+    repetition: float = Field(0.5, ge=0)
     """Weight of the penalty on pairs of words said twice: minus their share."""
 
 
 class RlSettings(Section):
+    """The defaults of advantage, reward, average and share of the start are what runs on photographs found best, all together
+    (benchmarks/photos/RESULTS.md); papers' recipes are presets."""
+
     images_per_step: int = Field(60, ge=2)
-    captions_per_image: int = Field(8, ge=1)
+    captions_per_image: int = Field(6, ge=1)
     """1 needs an advantage across images (batch_mean, running_mean) or against the greedy caption."""
     micro_batch: int = Field(480, ge=1)
     """Captions per forward pass and worker."""
@@ -146,7 +149,7 @@ class RlSettings(Section):
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps even if the curriculum isn't over."""
     advantage: Literal["leave_one_out", "group_mean", "group_normalised", "batch_mean", "running_mean", "greedy"] = (
-        "leave_one_out"
+        "group_normalised"
     )
     """What a reward is compared with; `greedy` samples one more caption per image, the most probable one."""
     reward: RewardSettings = RewardSettings()
@@ -165,9 +168,10 @@ class RlSettings(Section):
     """What the ratio is of: each token (PPO), or a caption, as the geometric mean over its tokens (GSPO; clips of about 3e-4)."""
     kl_weight: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the start (k3 estimate)."""
-    average_decay: float = Field(0.0, ge=0, lt=1)
-    """Of the moving average of the weights that the run ends with, per optimizer step (0.98: of about 50); 0: the last weights."""
-    start_share: float = Field(0.0, ge=0, lt=1)
+    average_decay: float = Field(0.99, ge=0, lt=1)
+    """Of the moving average of the weights that the run ends with, per optimizer step (0.99: of about 100, and a shorter run stays
+    near its start); 0: the last weights."""
+    start_share: float = Field(0.4, ge=0, lt=1)
     """Share of the start in the weights of the result: the start's times this, those that the run ends with times the rest."""
     temperature: float = Field(1.0, gt=0, le=2)
     """In sampling and in the trainer's log-probs alike; 2 is vLLM's limit."""

@@ -236,7 +236,9 @@ def versions():
 def rewards(ray_session, scorer_folder, emoji, resources):
     from finecap_ray.rewards.actor import RewardPool
 
-    pool = RewardPool(str(scorer_folder), RewardSettings(cider=0.5), emoji.captions, resources)
+    pool = RewardPool(
+        str(scorer_folder), RewardSettings(scope="bag", cider=0.5, repetition=0), emoji.captions, resources
+    )
     yield pool
     pool.close()
 

@@ -68,6 +68,7 @@ def settings(tmp_path_factory):
                 "captions_per_image": 2,
                 "max_steps": STEPS,
                 "advantage": "running_mean",
+                "average_decay": 0,
                 "drift_bound": 1e-5,
             },
             "evaluation": {"bag_size": 3, "more_bag_sizes": [2], "bootstrap_samples": 100},

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from finecap_ray.bags.mining import mine_bags
-from finecap_ray.config import RewardSettings, ScorerSettings, load_settings
+from finecap_ray.config import RewardSettings, ScorerSettings
 from finecap_ray.evaluation.probes import PROBES, probe_gains
-from finecap_ray.rewards.combine import build_components, component_weights
+from finecap_ray.rewards.combine import NAMES, build_components, component_weights
 from finecap_ray.rewards.component import RewardRequest
 from finecap_ray.scorers.images import CaptionedFeatures
 from finecap_ray.scorers.scorer import load_scorer
 from finecap_ray.scorers.train import train_scorer
 
-DEFAULT = load_settings("rloo").rl.reward
+DEFAULT = RewardSettings()
+NOTHING = dict.fromkeys(NAMES, 0)
 PHOTOS = Path(os.environ.get("FINECAP_PHOTOS", Path(__file__).parents[3] / "shared" / "data"))
 
 
@@ -83,14 +84,16 @@ def test_each_term_pays_for_itself(fitted, emoji):
     """The cosine alone doesn't see spaces or a missing end; the term for the end does."""
     embeddings = fitted.project_features(torch.from_numpy(emoji.features)).numpy()
     request = honest_request(emoji.image_ids, emoji.captions, embeddings, 3)
-    blind = mean_gains(request, fitted, emoji.captions, RewardSettings(kind="similarity"))
+    blind = mean_gains(
+        request, fitted, emoji.captions, RewardSettings(**NOTHING | {"self_retrieval": 1, "kind": "similarity"})
+    )
     assert blind["trailing spaces"] == pytest.approx(0, abs=1e-6)
-    ended = mean_gains(request, fitted, emoji.captions, RewardSettings(self_retrieval=0, ended=0.1))
+    ended = mean_gains(request, fitted, emoji.captions, RewardSettings(**NOTHING | {"ended": 0.1}))
     assert ended["trailing spaces"] == pytest.approx(-0.1) and ended["no end"] == pytest.approx(-0.1)
     assert ended["the caption repeated"] == 0
-    repetition = mean_gains(request, fitted, emoji.captions, RewardSettings(self_retrieval=0, repetition=1))
+    repetition = mean_gains(request, fitted, emoji.captions, RewardSettings(**NOTHING | {"repetition": 1}))
     assert repetition["the caption repeated"] < -0.3 and repetition["no end"] == pytest.approx(0, abs=0.02)
-    length = mean_gains(request, fitted, emoji.captions, RewardSettings(self_retrieval=0, length=1))
+    length = mean_gains(request, fitted, emoji.captions, RewardSettings(**NOTHING | {"length": 1}))
     assert length["text past the scorer's context"] < -1 and length["no end"] == pytest.approx(0, abs=0.02)
 
 

@@ -16,6 +16,7 @@ from finecap_ray.rewards.component import RewardRequest
 from finecap_ray.rewards.self_retrieval import own_bag, retrieval_rank
 
 TEXTS = ["a red apple", "a green pear", "a red apple", "a flag", "a green pear", "apple apple"]
+ALONE = {"self_retrieval": 1, "cider": 0, "repetition": 0}
 
 
 def request(bag_source, rows, bag_of_image, texts=TEXTS, references=None):
@@ -56,7 +57,7 @@ def test_the_reward_looks_at_embeddings_and_at_no_image(rewards, bag_source):
 def test_a_scorer_in_bfloat16_pays_nearly_the_same(scorer_folder, rewards, bag_source):
     asked = request(bag_source, [4, 9, 20], [0, 0, 1])
     resources = ResourceSettings(scorer_dtype="bfloat16", threads=1)
-    pool = RewardPool(str(scorer_folder), RewardSettings(), [["a red apple"]], resources)
+    pool = RewardPool(str(scorer_folder), RewardSettings(scope="bag", **ALONE), [], resources)
     try:
         half, whole = (one.score(asked).components["self_retrieval"] for one in (pool, rewards))
     finally:
@@ -97,7 +98,7 @@ def test_other_kinds_and_scopes(ray_session, scorer_folder, scorer, bag_source):
     resources = ResourceSettings()
     asked = request(bag_source, [4, 9, 20], [0, 0, 1])
     cosine = (scorer.embed_texts(TEXTS) @ torch.from_numpy(asked.embeddings.astype(np.float32)).T).numpy()
-    settings = RewardSettings(kind="probability", scope="batch", logit_scale=10.0)
+    settings = RewardSettings(kind="probability", scope="batch", logit_scale=10.0, **ALONE)
     pool = RewardPool(str(scorer_folder), settings, [], resources)
     try:
         assert pool.digest() == scorer.digest
@@ -112,11 +113,11 @@ def test_other_kinds_and_scopes(ray_session, scorer_folder, scorer, bag_source):
 
 def test_a_reward_of_nothing_is_refused(ray_session):
     with pytest.raises(ConfigError, match="every reward weight is 0"):
-        RewardPool("none", RewardSettings(self_retrieval=0), [], ResourceSettings())
+        RewardPool("none", RewardSettings(**ALONE | {"self_retrieval": 0}), [], ResourceSettings())
 
 
 def test_an_actor_that_does_not_answer_in_time_is_named(ray_session, scorer_folder):
-    pool = RewardPool(str(scorer_folder), RewardSettings(), [], ResourceSettings(start_timeout_s=0.05))
+    pool = RewardPool(str(scorer_folder), RewardSettings(**ALONE), [], ResourceSettings(start_timeout_s=0.05))
     try:
         with pytest.raises(DeadlineError, match=r"reward actors didn't start within 0 s: see `ray status`"):
             pool.digest()

@@ -8,6 +8,7 @@ from finecap_ray.errors import ConfigError
 from finecap_ray.rewards.combine import NAMES, build_components, component_weights, total_reward
 
 REFERENCES = [["a dog"], ["a cat"]]
+NOTHING = dict.fromkeys(NAMES, 0)
 
 
 class Scorer:
@@ -15,20 +16,23 @@ class Scorer:
 
 
 def test_a_component_of_weight_0_is_not_built():
-    assert build_components(RewardSettings(), Scorer, [], None).keys() == {"self_retrieval"}
-    assert component_weights(RewardSettings(self_retrieval=0, ended=0.5)) == {"ended": 0.5}
+    alone = RewardSettings(**NOTHING | {"self_retrieval": 1})
+    assert build_components(alone, Scorer, [], None).keys() == {"self_retrieval"}
+    assert component_weights(RewardSettings(**NOTHING | {"ended": 0.5})) == {"ended": 0.5}
     every = RewardSettings(**dict.fromkeys(NAMES, 0.25))
     assert build_components(every, Scorer, REFERENCES, None).keys() == set(NAMES)
 
 
 def test_the_scorer_s_scale_unless_another_is_set():
-    assert build_components(RewardSettings(), Scorer, [], None)["self_retrieval"].logit_scale == 7.0
-    assert build_components(RewardSettings(logit_scale=3), Scorer, [], None)["self_retrieval"].logit_scale == 3.0
+    assert build_components(RewardSettings(), Scorer, REFERENCES, None)["self_retrieval"].logit_scale == 7.0
+    assert (
+        build_components(RewardSettings(logit_scale=3), Scorer, REFERENCES, None)["self_retrieval"].logit_scale == 3.0
+    )
 
 
 def test_a_reward_of_nothing_and_negatives_of_no_bank_are_refused():
     with pytest.raises(ConfigError, match=r"every reward weight is 0: set one of rl.reward.self_retrieval, rl.reward"):
-        component_weights(RewardSettings(self_retrieval=0))
+        component_weights(RewardSettings(**NOTHING))
     with pytest.raises(ConfigError, match="hard_negatives needs the bank"):
         build_components(RewardSettings(hard_negatives=3), Scorer, [], None)
 

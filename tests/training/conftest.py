@@ -100,6 +100,8 @@ def train_alone(tiny_captioner, two_bags, tmp_path):
                 "drift_bound": 1e-5,
                 "save_every": 1,
                 "keep_checkpoints": 10,
+                "average_decay": 0,
+                "start_share": 0,
             }
             | changes
         )

@@ -109,6 +109,7 @@ def test_killed_at_every_step_it_ends_with_the_same_bits(
                 "trainable": trainable,
                 "save_every": save_every,
                 "average_decay": 0.5,
+                "start_share": 0,
             },
         )
         return merged_weights(trainer.model), baseline.state_dict(), trainer.state.global_step

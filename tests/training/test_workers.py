@@ -117,7 +117,7 @@ def test_two_workers_learn_what_one_does(
 ):
     """5 bags of 2 a step, 3 and 2 for two workers, in 2 micro-batches each (one worker: 4). All images of the step compete,
     and the baseline is one over all of them: each of the two sees the other's images and rewards."""
-    reward = RewardSettings(scope="batch", cider=0.5, cider_frequencies="batch")
+    reward = RewardSettings(scope="batch", cider=0.5, cider_frequencies="batch", repetition=0)
     pool = RewardPool(str(scorer_folder), reward, emoji.captions, resources)
     seen = {}
     for workers in (1, 2):
