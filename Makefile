@@ -17,7 +17,7 @@ demo: setup
 # Two processes, each with a Ray of its own: most of the time goes by while some engine's process imports its libraries.
 # One thread each (OpenMP's number is MKL's and OpenBLAS's too): more would starve each other on two cores.
 test: setup
-	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup
 	.venv/bin/ruff check .

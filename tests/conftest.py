@@ -31,6 +31,22 @@ IMAGE_SIZE = 64  # pixels; a quarter of the work of the default
 MAX_TOKENS = 8
 
 
+ENGINES = ("vlm", "samplers")  # fixtures that start some: half a minute each
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Shares out the tests of `make test` by file; all files that use the same engines go to one process, and first, since they
+    take longest."""
+    used = {item.path: set() for item in items}
+    for item in items:
+        used[item.path].update(item.fixturenames)
+    group = {path: next((name for name in ENGINES if name in names), str(path)) for path, names in used.items()}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group[item.path]))
+    items.sort(key=lambda item: group[item.path] not in ENGINES)
+
+
 @dataclass(frozen=True)
 class Emoji:
     """60 training images and what the frozen tower sees of them."""
