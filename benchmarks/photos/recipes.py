@@ -38,5 +38,7 @@ RECIPES: dict[str, Recipe] = {
     "no_cider": Recipe(("rl.reward.cider=0",)),
     "no_normalisation": Recipe(("rl.advantage=leave_one_out",)),
     "own_bag": Recipe(("rl.reward.scope=bag",)),
+    # The nearest of the other photos of train compete as well: more look-alikes than a bag has.
+    "hard_negatives": Recipe(("rl.reward.hard_negatives=20",)),
     "three_captions": Recipe(("rl.captions_per_image=3",)),  # of each image and step, instead of six
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finecap_ray.bags.conditional import without_words
-from finecap_ray.bags.embeddings import EmbeddingSet, compared_captions, embed_by_scorer
+from finecap_ray.bags.embeddings import EmbeddingActor, EmbeddingSet, compared_captions, embed_by_scorer
 from finecap_ray.bags.source import bag_source
 from finecap_ray.config import BagSettings, DataSettings, TowerSettings
 from finecap_ray.errors import DataError
@@ -44,6 +44,19 @@ def features(ray_session, examples, resources, tmp_path_factory):
     tower = TowerSettings(image_size=IMAGE_SIZE, rows_per_file=9)
     embed_examples(examples, out, tower, DataSettings(max_bad_fraction=0.1), resources)
     return FeatureSet(out)
+
+
+@pytest.fixture
+def embedded(examples, features, scorer_folder, tmp_path):
+    """A function: the embeddings of all pages, made here. The pool of actors is what the first test is about."""
+
+    def go(features=features, captions=None) -> EmbeddingSet:
+        actor = EmbeddingActor(str(scorer_folder), examples, features, captions, 1, tmp_path / "made")
+        (tmp_path / "made" / "embeddings").mkdir(parents=True)
+        assert all([actor.compute(page) for page in range(len(features))])
+        return EmbeddingSet(tmp_path / "made")
+
+    return go
 
 
 @pytest.fixture
@@ -93,24 +106,18 @@ def test_vectors_pictures_and_features_are_in_step(
     assert np.array_equal(again, source.embeddings)
 
 
-def test_a_scorer_with_a_tower_of_its_own_sees_the_pictures(
-    ray_session, examples, features, scorer, scorer_folder, resources, tmp_path
-):
+def test_a_scorer_with_a_tower_of_its_own_sees_the_pictures(embedded, examples, features, scorer, tmp_path):
     # Features of a tower that isn't the scorer's: what they hold must not matter.
     other = FeatureSet(features.folder)
     other.tower_digest = "another"
-    embed_by_scorer(examples, other, str(scorer_folder), None, resources, tmp_path)
-    with bag_source(examples, other, EmbeddingSet(tmp_path), "dev", tmp_path) as source:
+    with bag_source(examples, other, embedded(other), "dev", tmp_path) as source:
         expected = scorer.embed_images(list(source.images)).numpy()
         np.testing.assert_allclose(source.embeddings, expected, atol=1e-3)
         assert source.caption_embeddings is None
 
 
-def test_captions_are_compared_without_the_words_of_a_class(
-    ray_session, examples, features, scorer, scorer_folder, emoji, resources, tmp_path
-):
-    embed_by_scorer(examples, features, str(scorer_folder), "colour", resources, tmp_path)
-    _, [captions] = EmbeddingSet(tmp_path).read([emoji.image_ids[0]], [0])
+def test_captions_are_compared_without_the_words_of_a_class(embedded, scorer, emoji):
+    _, [captions] = embedded(captions="colour").read([emoji.image_ids[0]], [0])
     kept = [without_words(caption, "colour") for caption in emoji.captions[0]]
     np.testing.assert_allclose(captions, scorer.embed_texts(kept).numpy().mean(axis=0), atol=1e-3)
 
@@ -132,11 +139,8 @@ def test_a_split_without_images(examples):
         examples.split("test")
 
 
-def test_on_nfs_what_is_still_mapped_stays_until_the_next_time(
-    ray_session, examples, features, scorer_folder, resources, tmp_path, nfs
-):
-    embed_by_scorer(examples, features, str(scorer_folder), None, resources, tmp_path / "made")
-    embeddings = EmbeddingSet(tmp_path / "made")
+def test_on_nfs_what_is_still_mapped_stays_until_the_next_time(embedded, examples, features, tmp_path, nfs):
+    embeddings = embedded()
     for _ in range(2):
         with bag_source(examples, features, embeddings, "train", tmp_path) as source:
             assert len(source.image_ids) == len(TRAIN)

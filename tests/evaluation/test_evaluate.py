@@ -94,10 +94,8 @@ def test_a_checkpoint_is_captioned_and_judged(of_checkpoint, judge_folder):
     assert results["versions"]["finecap-ray"] and results["seed"] == 0 and results["settings"]["evaluation"]
 
 
-def test_the_captions_of_a_checkpoint_are_kept_as_they_can_be_read_again(
-    of_checkpoint, captions_out, settings, judge_folder
-):
-    again = evaluate(settings, Request(str(captions_out), None, None, str(judge_folder), None))
+def test_the_captions_of_a_checkpoint_are_kept_as_they_can_be_read_again(of_checkpoint, captions_out, settings):
+    again = evaluate(settings, Request(str(captions_out), None, None, None, None))
     assert again["images"] == IMAGES
     assert (
         again["caption_metrics"] | {"ended": of_checkpoint["caption_metrics"]["ended"]}

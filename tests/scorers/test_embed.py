@@ -10,7 +10,7 @@ import pytest
 from finecap_ray.config import DataSettings, TowerSettings
 from finecap_ray.errors import DataError
 from finecap_ray.records import EXAMPLE_SCHEMA
-from finecap_ray.scorers.embed import FeatureSet, embed_examples
+from finecap_ray.scorers.embed import FeatureSet, TowerActor, embed_examples
 from finecap_ray.sources import ExampleSet
 
 TOWER = TowerSettings(image_size=64, batch_size=8, rows_per_file=8)
@@ -34,11 +34,14 @@ def rows(emoji):
 def test_a_killed_job_redoes_the_files_that_are_not_there(ray_session, rows, emoji, tower, resources, tmp_path):
     out = tmp_path / "out"
 
-    def embed(rows=rows, tower=TOWER, **changes):
-        settings = tower.model_copy(update=changes)
-        return embed_examples(on_disk(rows, tmp_path), out, settings, DataSettings(max_bad_fraction=0.1), resources)
+    def embed(rows=rows, max_bad_fraction=0.1, **changes):
+        data, settings = DataSettings(max_bad_fraction=max_bad_fraction), TOWER.model_copy(update=changes)
+        return embed_examples(on_disk(rows, tmp_path), out, settings, data, resources)
 
-    assert embed() == 4  # 30 examples, 8 to a file
+    with pytest.raises(DataError, match=r"1 of 30 images can't be decoded.*\n  .*not a decodable image \(8 bytes\)"):
+        embed(max_bad_fraction=0.02)
+    assert len(list((out / "features").iterdir())) == 4  # 30 examples, 8 to a file
+    assert embed() == 0  # more may be bad now, and all files are there
     features = FeatureSet(out)
     assert features.image_ids == {image_id for n, image_id in enumerate(emoji.image_ids[:30]) if n != 9}
     assert features.tower_digest == tower.digest
@@ -68,11 +71,7 @@ def test_a_killed_job_redoes_the_files_that_are_not_there(ray_session, rows, emo
     rows[20] |= {"image": emoji.images[40]}
     assert embed(rows[:24], batch_size=4) == 1
     assert len(FeatureSet(out).image_ids) == 23
-    assert embed(image_size=32) == 4
+    for tower, computed in ((TOWER, False), (TOWER.model_copy(update={"image_size": 32}), True)):
+        assert TowerActor(on_disk(rows[:24], tmp_path), tower, 1, str(out / "features")).compute(0) == computed
     facts = pq.read_schema(out / "features" / "part-00001.parquet").metadata
     assert b"not a decodable image" in facts[b"left_out"]
-
-
-def test_too_many_bad_images_are_listed(ray_session, rows, resources, tmp_path):
-    with pytest.raises(DataError, match=r"1 of 30 images can't be decoded.*\n  .*not a decodable image \(8 bytes\)"):
-        embed_examples(on_disk(rows, tmp_path), tmp_path / "out", TOWER, DataSettings(max_bad_fraction=0.02), resources)
