@@ -253,7 +253,7 @@ def rewards(ray_session, scorer_folder, emoji, resources):
     from finecap_ray.rewards.actor import RewardPool
 
     pool = RewardPool(
-        str(scorer_folder), RewardSettings(scope="bag", cider=0.5, repetition=0), emoji.captions, resources
+        str(scorer_folder), RewardSettings(scope="bag", cider=0.5, ended=0, repetition=0), emoji.captions, resources
     )
     yield pool
     pool.close()

@@ -16,7 +16,7 @@ from finecap_ray.rewards.component import RewardRequest
 from finecap_ray.rewards.self_retrieval import own_bag, retrieval_rank
 
 TEXTS = ["a red apple", "a green pear", "a red apple", "a flag", "a green pear", "apple apple"]
-ALONE = {"self_retrieval": 1, "cider": 0, "repetition": 0}
+ALONE = dict.fromkeys(NAMES, 0) | {"self_retrieval": 1}
 
 
 def request(bag_source, rows, bag_of_image, texts=TEXTS, references=None):

@@ -6,8 +6,9 @@ import torch
 
 from finecap_ray.captioners import load_captioner
 from finecap_ray.captioners.build import build_clipcap
-from finecap_ray.config import CaptionerSettings, RlSettings
+from finecap_ray.config import CaptionerSettings, RewardSettings, RlSettings
 from finecap_ray.records import Bag, BagImage, Rollout
+from finecap_ray.rewards.combine import NAMES
 from finecap_ray.training.trainer import BagTrainer, ScoredRollouts, grpo_arguments
 
 FEATURES, MAX_TOKENS = 16, 6
@@ -100,8 +101,8 @@ def train_alone(tiny_captioner, two_bags, tmp_path):
                 "drift_bound": 1e-5,
                 "save_every": 1,
                 "keep_checkpoints": 10,
+                "reward": RewardSettings(**dict.fromkeys(NAMES, 0) | {"self_retrieval": 1}),
                 "average_decay": 0,
-                "start_share": 0,
             }
             | changes
         )

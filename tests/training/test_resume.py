@@ -102,14 +102,13 @@ def test_killed_at_every_step_it_ends_with_the_same_bits(
             wrap=wrap,
             estimator=baseline,
             callbacks=[killer],
-            **RL.model_dump(exclude={"learning_rate", "trainable", "save_every", "drift_bound"})
+            **RL.model_dump(exclude={"learning_rate", "reward", "trainable", "save_every", "drift_bound"})
             | {
                 "learning_rate": 1e-2,
                 "warmup_steps": 3,
                 "trainable": trainable,
                 "save_every": save_every,
                 "average_decay": 0.5,
-                "start_share": 0,
             },
         )
         return merged_weights(trainer.model), baseline.state_dict(), trainer.state.global_step

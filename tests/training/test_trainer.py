@@ -39,10 +39,9 @@ def run(samplers, rewards, versions, bag_folder, captioner_folder, resources, tm
                 "captions_per_image": 2,
                 "curriculum": (Stage(bag_size=2, epochs=1), Stage(bag_size=3, epochs=1)),
                 "learning_rate": 1e-2,
-                "reward": RewardSettings(scope="bag", cider=0.5, repetition=0),
+                "reward": RewardSettings(scope="bag", cider=0.5, ended=0, repetition=0),
                 "advantage": "leave_one_out",
                 "average_decay": 0,
-                "start_share": 0,
                 "drift_bound": 1e-5,
                 "save_every": 1,
                 "keep_checkpoints": 10,
@@ -290,7 +289,7 @@ def test_the_logged_reward_is_the_one_that_trains(train_alone):
         scored.components["cider"] = cider
         return scored
 
-    trainer, scored = train_alone(reward=RewardSettings(cider=3.0), wrap=wrap)
+    trainer, scored = train_alone(reward=RewardSettings(cider=3.0, ended=0, repetition=0), wrap=wrap)
     total = torch.from_numpy(total_reward(scored[0].components, {"self_retrieval": 1.0, "cider": 3.0}))
     assert history(trainer, "reward") == pytest.approx([total.mean().item()])
     assert history(trainer, "reward_std") == pytest.approx([total.std().item()])

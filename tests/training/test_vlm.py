@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from finecap_ray.captioners import family_of, load_captioner
-from finecap_ray.config import RlSettings, TrainableSettings
+from finecap_ray.config import RewardSettings, RlSettings, TrainableSettings
 from finecap_ray.errors import MismatchError
 from finecap_ray.records import Bag
+from finecap_ray.rewards.combine import NAMES
 from finecap_ray.sampling.fingerprint import fingerprints
 from finecap_ray.sampling.spec import SamplingSpec
 from finecap_ray.training.advantages import leave_one_out
@@ -37,6 +38,8 @@ def train(vlm, versions, tmp_path):
             images_per_step=4,
             captions_per_image=3,
             micro_batch=6,
+            reward=RewardSettings(**dict.fromkeys(NAMES, 0) | {"self_retrieval": 1}),
+            average_decay=0,
             **{"learning_rate": 1e-3, "drift_bound": DRIFT, "save_every": 1} | changes,
         )
         model, processor = load_captioner(vlm.folder)

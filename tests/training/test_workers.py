@@ -117,7 +117,7 @@ def test_two_workers_learn_what_one_does(
 ):
     """5 bags of 2 a step, 3 and 2 for two workers, in 2 micro-batches each (one worker: 4). All images of the step compete,
     and the baseline is one over all of them: each of the two sees the other's images and rewards."""
-    reward = RewardSettings(scope="batch", cider=0.5, cider_frequencies="batch", repetition=0)
+    reward = RewardSettings(scope="batch", cider=0.5, cider_frequencies="batch", ended=0, repetition=0)
     pool = RewardPool(str(scorer_folder), reward, emoji.captions, resources)
     seen = {}
     for workers in (1, 2):
@@ -133,6 +133,7 @@ def test_two_workers_learn_what_one_does(
             kl_weight=0.1,
             learning_rate=0.01,  # small steps: large ones make another policy of what rounding left
             max_grad_norm=1e9,
+            average_decay=0,
             drift_bound=1e-5,
             save_every=100,
             num_workers=workers,
