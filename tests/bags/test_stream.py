@@ -94,7 +94,8 @@ def test_bags_of_several_files_are_found(ray_session, bag_source, tmp_path):
 def test_bags_come_where_every_cpu_is_held(ray_session, bag_folder):
     """As by the trainer, samplers and scorers, which wait for the bags."""
     steps = plan_run(read_manifest(bag_folder), settings(max_steps=2), seed=0)
-    holder = Holder.options(num_cpus=ray.available_resources()["CPU"]).remote()  # the engines of other tests hold the rest
+    free = ray.available_resources()["CPU"]  # the engines of other tests hold the rest
+    holder = Holder.options(num_cpus=free).remote()
     try:
         ray.get(holder.ready.remote(), timeout=60)
         assert len(list(stream_bags(bag_folder, steps, rank=0, timeout_s=60))) == 2
