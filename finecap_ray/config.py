@@ -131,8 +131,8 @@ class RewardSettings(Section):
 
 
 class RlSettings(Section):
-    """The defaults of advantage, reward, average and share of the start are what runs on photographs found best, all together
-    (benchmarks/photos/RESULTS.md); papers' recipes are presets."""
+    """The defaults of advantage, reward, average and share of the start are those of the best runs on photographs, which had
+    `logit_scale: 10` as well (benchmarks/photos/RESULTS.md); papers' recipes are presets."""
 
     images_per_step: int = Field(60, ge=2)
     captions_per_image: int = Field(6, ge=1)

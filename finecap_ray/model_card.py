@@ -20,6 +20,7 @@ from finecap_ray.captioning import run_folder
 from finecap_ray.config import ScorerSettings, Settings
 from finecap_ray.evaluation.present import summary_markdown
 from finecap_ray.evaluation.provenance import versions
+from finecap_ray.rewards.combine import component_weights
 
 CARD_FILE = "README.md"
 _TEMPLATE = "model_card.md.j2"
@@ -94,7 +95,7 @@ def model_card(captioner: CaptionerOfRun, model: PreTrainedModel, settings: Sett
             _scorer(captioner, settings.scorer, "scorer", "rewarded"),
             _scorer(captioner, settings.judge, "judge", "judged"),
         ],
-        reward={} if settings is None else _changed(settings.rl.reward),
+        reward={} if settings is None else component_weights(settings.rl.reward),
         headline=None if summary is None else summary_markdown(summary),
         caption_metrics=[] if summary is None else _metric_rows(summary),
         versions=versions() if summary is None else summary["made_with"]["versions"],
@@ -136,8 +137,3 @@ def _bags(captioner: CaptionerOfRun) -> list[tuple[int, dict[str, Any]]]:
     """Size and facts of the bags that trained it, by size."""
     manifest = captioner.read("bags/train/manifest.json") or {"sizes": {}}
     return sorted((int(size), facts) for size, facts in manifest["sizes"].items())
-
-
-def _changed(section: Any) -> dict[str, Any]:
-    """The settings of a section that differ from their defaults."""
-    return section.model_dump(exclude_defaults=True)

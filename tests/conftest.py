@@ -56,16 +56,20 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     """Those with engines first, since they take longest."""
-    items.sort(key=lambda item: _engines_of(item.path.relative_to(TESTS).as_posix()) is None)
-    for item in items:
-        used = next((name for name in ENGINES if name in item.fixturenames), None)
-        own = item.path.relative_to(TESTS).as_posix()
-        if used and not _engines_of(own):
-            raise pytest.UsageError(f"{own} uses {used}: name it in ENGINES, or both processes start those engines")
+    items.sort(key=lambda item: _engines_of(_file(item)) is None)
+
+
+def _file(item):
+    return item.path.relative_to(TESTS).as_posix()
 
 
 def _engines_of(file):
     return next((name for name, files in ENGINES.items() if file in files), None)
+
+
+@pytest.fixture(scope="session")
+def engines():
+    return ENGINES
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def summary(**recall):
 def run(captioner_folder, tmp_path):
     """A run folder with the captioners of both stages, a checkpoint, and an evaluation of both."""
     folder = tmp_path / "run"
-    settings = load_settings("demo", ["scorer.spec=ViT-B-32/openai", "rl.reward.cider=0.25"])
+    settings = load_settings("demo", ["scorer.spec=ViT-B-32/openai", "rl.reward.cider=0.25", "rl.start_share=0.4"])
     for name in ("mle", "rl/captioner", "rl/checkpoints/checkpoint-20"):
         shutil.copytree(captioner_folder, folder / name)
     (folder / "config.yaml").write_text(dump_settings(settings))
@@ -78,7 +78,9 @@ def test_a_run_ends_in_its_last_captioner_with_a_card_of_what_it_was_made_with(r
         "454 of 5 (mean similarity 0.648; random 0.010)",
         "The scorer that rewarded: `ViT-B-32/openai`.",
         "digest `0123judge`, R@1 44.0 % among 100",
-        "`cider=0.25`",
+        "`self_retrieval=1.0`, `cider=0.25`",
+        "among the images of the own bag",
+        "The weights are the last ones, mixed with a share of 0.4 of those",
         "| test | 7 | 37.5 (10.0 to 90.0) | 50.0 (10.0 to 90.0) | 40.0 (10.0 to 90.0) | +12.5 (+10.0 to +90.0) |",
         "| CIDEr | 1.250 | 1.500 |",
         "torch 9.9",

@@ -117,3 +117,10 @@ def test_nothing_enters_at_the_top_level():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     names = {line.split("/")[0] for line in listed.splitlines()}
     assert {name for name in names if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_files_whose_tests_start_engines_are_named_where_they_are_shared_out(request, engines):
+    """Else both processes of `make test` start them."""
+    for item in request.session.items:
+        for name in engines.keys() & set(item.fixturenames):
+            assert item.path.relative_to(ROOT / "tests").as_posix() in engines[name]

@@ -85,7 +85,8 @@ class CiderReward:
                 document_frequency.update(set().union(*(self._ngrams(text)[0] for text in references)))
         if documents < FEWEST_DOCUMENTS:
             raise DataError(
-                f"CIDEr over {documents} images with references needs two or more: what all images have is worth 0"
+                f"CIDEr over {documents} images with references needs two or more, what all images have is worth 0: give captions, "
+                "or set rl.reward.cider=0"
             )
         self._unseen = math.log(documents)  # an n-gram of no document weighs as much as one of a single document
         self._idf = {ngram: self._unseen - math.log(count) for ngram, count in document_frequency.items()}

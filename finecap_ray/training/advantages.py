@@ -76,6 +76,6 @@ def _captions_per_image(rewards: Float[Tensor, "N G"], name: str) -> int:
     if captions < 2:
         raise ConfigError(
             f"advantage {name} compares the captions of one image, and there is {captions} per image: "
-            "set rl.captions_per_image to 2 or more, or use batch_mean or running_mean"
+            "set rl.captions_per_image to 2 or more, or use batch_mean, running_mean or greedy"
         )
     return captions

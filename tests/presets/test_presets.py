@@ -12,11 +12,27 @@ from finecap_ray.settings_file import preset_names
 from finecap_ray.training.loop import estimator
 from finecap_ray.training.trainer import grpo_arguments
 
-PUBLISHED = {"discritune", "ndlb", "scst_cider", "clip_reward", "rloo", "grpo", "dr_grpo"}
+# What a recipe is, whatever our defaults: captions of an image, advantage, components of the reward.
+PUBLISHED = {
+    "discritune": (1, "running_mean", {"self_retrieval": 1}),
+    "ndlb": (1, "running_mean", {"self_retrieval": 1}),
+    "scst_cider": (5, "greedy", {"cider": 1}),
+    "clip_reward": (5, "greedy", {"clip_score": 1}),
+    "rloo": (8, "leave_one_out", {"self_retrieval": 1, "cider": 5, "ended": 0.1}),
+    "grpo": (8, "group_normalised", {"self_retrieval": 1, "cider": 5, "ended": 0.1}),
+    "dr_grpo": (8, "group_mean", {"self_retrieval": 1, "cider": 5, "ended": 0.1}),
+}
 
 
 def test_the_presets_that_a_user_may_ask_for_by_name():
-    assert set(preset_names()) >= PUBLISHED | {"demo"}
+    assert set(preset_names()) >= {*PUBLISHED, "demo"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_keeps_its_reward_and_ends_with_its_last_weights(name):
+    rl = load_settings(name).rl
+    assert (rl.captions_per_image, rl.advantage, component_weights(rl.reward)) == PUBLISHED[name]
+    assert rl.average_decay == rl.start_share == 0
 
 
 @pytest.mark.parametrize("name", preset_names())
